@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""System calls and files, each with the errno exactly as the kernel gave it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import time
+from typing import Optional
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h
+_NUMBERS = {
+    "x86_64": {"finit_module": 313, "delete_module": 176},
+    "aarch64": {"finit_module": 273, "delete_module": 106},
+}[platform.machine()]
+
+#: How often something that the kernel does by itself is looked at, in seconds.
+POLL = 0.01
+
+
+def _syscall(name: str, *args: object) -> int:
+    ctypes.set_errno(0)
+    if _libc.syscall(_NUMBERS[name], *args) < 0:
+        return ctypes.get_errno()
+    return 0
+
+
+def load_module(path: str, params: str = "") -> int:
+    """finit_module(2); the errno, 0 for success."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _syscall("finit_module", fd, ctypes.c_char_p(params.encode()), 0)
+    finally:
+        os.close(fd)
+
+
+def unload_module(name: str, deadline: float) -> int:
+    """delete_module(2); the errno, 0 for success.
+
+    A module whose last reference is just being dropped answers EWOULDBLOCK
+    (kernel/module/main.c: try_stop_module); that is asked again until
+    ``deadline`` (time.monotonic()).
+    """
+    while True:
+        error = _syscall("delete_module", ctypes.c_char_p(name.encode()), os.O_NONBLOCK)
+        if error != errno.EWOULDBLOCK or time.monotonic() > deadline:
+            return error
+        time.sleep(POLL)
+
+
+def module_loaded(name: str) -> bool:
+    """Whether the module is there."""
+    return os.path.isdir("/sys/module/%s" % name)
+
+
+def read(path: str) -> Optional[str]:
+    """The file's text, or None where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "backslashreplace")
+    except FileNotFoundError:
+        return None
+
+
+def write(path: str, text: str) -> int:
+    """One write(2) of the text; its errno (a shell's echo would turn it into words)."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno or errno.EIO
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        return error.errno or errno.EIO
+    finally:
+        os.close(fd)
+    return 0
+
+
+class KernelLog:
+    """The kernel's messages since the last look, from /dev/kmsg.
+
+    ``complete`` turns False for good once records were overwritten before they
+    were read: whoever relies on the log must then not pass.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._next: Optional[int] = None
+        self.complete = True
+
+    def take(self) -> list[dict[str, object]]:
+        """Records since the last call: ``level`` (0-7), ``t`` (seconds), ``text``."""
+        records: list[dict[str, object]] = []
+        while True:
+            try:
+                raw = os.read(self._fd, 16384)
+            except BlockingIOError:
+                return records
+            except BrokenPipeError:
+                self.complete = False
+                continue
+            # Documentation/ABI/testing/dev-kmsg: prefix,seq,usec,flags[,...];text
+            head, _, text = raw.decode("utf-8", "backslashreplace").partition(";")
+            fields = head.split(",")
+            sequence = int(fields[1])
+            if self._next is not None and sequence != self._next:
+                self.complete = False
+            self._next = sequence + 1
+            records.append(
+                {
+                    "level": int(fields[0]) & 7,
+                    "t": int(fields[2]) / 1e6,
+                    "text": text.split("\n", 1)[0],
+                }
+            )
