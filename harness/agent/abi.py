@@ -25,6 +25,17 @@ KIND_DIRECT = 2
 F_SAVE_REGS = 1
 F_OPS_FUNC = 2
 
+#: Arguments for the test functions: different in every place and larger than
+#: 32 bits in none, so that a swapped or cut argument changes the checksum.
+TEST_ARGS = [0x101, 0x2202, 0x33303, 0x44404, 0x55505, 0x66606, 0x77707, 0x88808]
+#: The one argument of the sleeping function is how long, in ms.
+SLEEP_ARGS = [1]
+
+
+def arguments(nr_args: int, may_sleep: bool) -> list[int]:
+    """What a test function is called with."""
+    return (SLEEP_ARGS if may_sleep else TEST_ARGS)[:nr_args]
+
 
 def body_of_tag(tag: int) -> str:
     """The name of the body behind a tag; ``tag-N`` for one that nobody has."""

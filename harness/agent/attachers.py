@@ -105,9 +105,7 @@ class KmodAttachment(Attachment):
         super().__init__(kind, function, slot)
         self._control = control
         number, flags = _KMOD_KINDS[kind]
-        self._argument = abi.Attach(
-            kind=number, slot=slot, flags=flags, func=function.encode()
-        )
+        self._argument = abi.Attach(kind=number, slot=slot, flags=flags, func=function.encode())
 
     def attach(self, deadline: float) -> tuple[int, str]:
         """See Attachment."""

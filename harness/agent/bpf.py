@@ -46,7 +46,10 @@ class Programs:
                     index = len(self._index)
                     self._index[kind, name, slot] = index
                     line = "%s(%s, %d, %d" % (
-                        macro, self._symbol(kind, name, slot), index, function["nr_args"]
+                        macro,
+                        self._symbol(kind, name, slot),
+                        index,
+                        function["nr_args"],
                     )
                     if kind == "fmod_ret":
                         line += ", %d" % -(abi.ERRNO_BASE + _FMOD_RET_TAGS[slot])
@@ -74,10 +77,18 @@ class Programs:
         attach_name = (_KINDS[kind][1] % (object_name, name)).encode()
         ctypes.set_errno(0)
         fd = lib.bcc_func_load(
-            module, self._tracing, attach_name,
-            lib.bpf_function_start(module, symbol), lib.bpf_function_size(module, symbol),
-            lib.bpf_module_license(module), lib.bpf_module_kern_version(module),
-            0, None, 0, None, -1,
+            module,
+            self._tracing,
+            attach_name,
+            lib.bpf_function_start(module, symbol),
+            lib.bpf_function_size(module, symbol),
+            lib.bpf_module_license(module),
+            lib.bpf_module_kern_version(module),
+            0,
+            None,
+            0,
+            None,
+            -1,
         )
         if fd < 0:
             return -(ctypes.get_errno() or 22)

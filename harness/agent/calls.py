@@ -9,11 +9,6 @@ from typing import Any
 
 from . import abi
 
-#: Arguments for the test functions: different in every place and larger than
-#: 32 bits in none, so that a swapped or cut argument changes the checksum.
-TEST_ARGS = [0x101, 0x2202, 0x33303, 0x44404, 0x55505, 0x66606, 0x77707, 0x88808]
-#: The one argument of the sleeping function is how long, in ms.
-SLEEP_ARGS = [1]
 TEXT_PREFIX = "cohabit: "
 
 
@@ -87,7 +82,7 @@ class Caller:
         return 0
 
     def _test_function(self, function: dict[str, Any]) -> dict[str, Any]:
-        args = (SLEEP_ARGS if function["may_sleep"] else TEST_ARGS)[: function["nr_args"]]
+        args = abi.arguments(function["nr_args"], function["may_sleep"])
         call = abi.Call(func=function["name"].encode())
         for i, arg in enumerate(args):
             call.args[i] = arg

@@ -154,8 +154,8 @@ class _Pieces:
         for word in columns.split(" "):
             if word in _LETTERS and word not in self.flags:
                 self.flags.add(word)
-            else:
-                self.leave(word)
+            elif word:
+                self.unknown.append(word)
         scan = _Scan(text, len(columns))
         if arrow:
             self.call = scan.after(arrow)

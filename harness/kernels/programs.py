@@ -70,18 +70,21 @@ def run(
     where: Path,
     env: Mapping[str, str] | None = None,
     check: bool = True,
+    merge: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``argv`` and return its result with stdout and stderr as text.
 
     ``what`` is a phrase for messages ("unpacking linux-image"), ``where`` the
-    directory that it writes to.  Raises InfraError when the program is missing
-    or (with ``check``) fails, OSError(ENOSPC) when it fails for a full disk.
+    directory that it writes to; with ``merge`` stderr goes into stdout.  Raises
+    InfraError when the program is missing or (with ``check``) fails, OSError(ENOSPC)
+    when it fails for a full disk.
     """
     try:
         done = subprocess.run(
             [str(word) for word in argv],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge else subprocess.PIPE,
             text=True,
             errors="replace",
             check=False,
@@ -91,7 +94,7 @@ def run(
     except FileNotFoundError:
         raise not_found(str(argv[0]), what) from None
     if done.returncode != 0:
-        check_disk_full(done.stderr + done.stdout, where)
+        check_disk_full(f"{done.stderr}{done.stdout}", where)
         if check:
             raise InfraError(
                 f"{what} failed: {Path(argv[0]).name} ended with status {done.returncode}"

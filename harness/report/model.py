@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What ``events.jsonl`` says, as typed views (the format: docs/events.md).
+"""What ``events.jsonl`` says, read or fed live (the format: docs/events.md).
 
 ``RunModel.feed`` takes one event at a time, so the same class serves the
 display during a run and every report afterwards.  It fails closed: what has no
@@ -11,226 +11,33 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InfraError
+from harness.report.views import (
+    HARMLESS,
+    NO_RESULT,
+    VERDICTS,
+    Kernel,
+    LogLine,
+    Mismatch,
+    Note,
+    Run,
+    Scenario,
+    Step,
+    Vm,
+)
 
 FORMAT = 1
 """The version of the event format that this reader knows."""
 
-#: Ended by an accident of the kernel under test.
-ACCIDENTS = frozenset({"SPLAT", "CRASH", "HANG", "BOOT_FAIL"})
-#: No result, and not the kernel's fault as far as is known.
-NO_RESULT = frozenset({"LOST", "INFRA"})
-#: Nothing to worry about.
-HARMLESS = frozenset({"PASS", "XFAIL", "SKIP"})
-#: All verdicts, worst first: the order of every list and sum.
-VERDICTS = (
-    "CRASH", "HANG", "SPLAT", "BOOT_FAIL", "FAIL", "LOST", "INFRA", "XFAIL", "SKIP", "PASS",
-)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel under test; ``reference`` is what the user asked for."""
-
-    id: str
-    reference: str = ""
-    release: str = ""
-    arch: str = ""
-    origin: str = ""
-    profile: str = ""
-    profile_why: str = ""
-
-
-@dataclass(frozen=True)
-class Vm:
-    """A VM of the run; ``verdict`` is empty unless it came to grief.  ``boot_s`` in seconds."""
-
-    id: str
-    kernel: str
-    engine: str = ""
-    accel: str = ""
-    accel_why: str = ""
-    qemu: str = ""
-    cpu: str = ""
-    cpus: int = 0
-    memory_mb: int = 0
-    command: tuple[str, ...] = ()
-    started_t: float = 0.0
-    boot_s: float | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    reason: str = ""
-    verdict: str = ""
-    detail: str = ""
-    console_tail: tuple[str, ...] = ()
-    backtraces: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """One contradiction between prediction and observation; ``rule`` predicted it."""
-
-    witness: str
-    what: str
-    expected: Any
-    seen: Any
-    rule: str
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """A kernel message; ``t`` in seconds since the guest booted."""
-
-    level: int | str | None
-    t: float | None
-    text: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step that was begun; ``observed`` is None as long as it has no result."""
-
-    index: int
-    spec: Mapping[str, Any]
-    predicted: Mapping[str, Any]
-    t: float
-    observed: Mapping[str, Any] | None = None
-    mismatches: tuple[Mismatch, ...] = ()
-    registry_text: str = ""
-    log: tuple[LogLine, ...] = ()
-    agent_s: float | None = None
-    host_s: float | None = None
-
-    @property
-    def do(self) -> str:
-        """The act: attach, detach, call, write …"""
-        return str(self.spec.get("do", ""))
-
-    @property
-    def errno(self) -> int | None:
-        """The observed errno; None if the step has no result."""
-        if self.observed is None:
-            return None
-        value = self.observed.get("errno")
-        return value if isinstance(value, int) else None
-
-    @property
-    def refused(self) -> bool:
-        """Whether the kernel said no."""
-        return bool(self.errno)
-
-    @property
-    def as_predicted(self) -> bool:
-        """Whether the observed errno is one of the predicted ones."""
-        allowed = self.predicted.get("errno", ())
-        return self.errno in (allowed if isinstance(allowed, list) else [allowed])
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One attempt at a scenario.  ``planned`` are the step objects it was to do."""
-
-    id: str
-    name: str
-    kernel: str
-    vm: str
-    profile: str
-    attempt: int
-    functions: tuple[str, ...]
-    matrix: tuple[str, str] | None
-    planned: tuple[Mapping[str, Any], ...]
-    started_t: float
-    steps: tuple[Step, ...] = ()
-    recorded_verdict: str = ""
-    recorded_reason: str = ""
-    xfail: str = ""
-    ended_t: float | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the record has the scenario's end."""
-        return bool(self.recorded_verdict)
-
-    @property
-    def verdict(self) -> str:
-        """The verdict that counts."""
-        if not self.finished or self._contradiction():
-            return "FAIL"
-        return self.recorded_verdict
-
-    @property
-    def reason(self) -> str:
-        """Why the verdict is what it is."""
-        if not self.finished:
-            return "not finished"
-        return self._contradiction() or self.recorded_reason
-
-    @property
-    def failed(self) -> bool:
-        """Whether the kernel (or an unknown cause) is to blame; LOST and INFRA are not failures."""
-        return self.verdict not in HARMLESS and self.verdict not in NO_RESULT
-
-    @property
-    def seconds(self) -> float:
-        """Host time from start to end; 0 if it did not end."""
-        return 0.0 if self.ended_t is None else self.ended_t - self.started_t
-
-    @property
-    def bad_steps(self) -> tuple[Step, ...]:
-        """The steps that explain a failure: with a mismatch, or without a result."""
-        bad = tuple(s for s in self.steps if s.mismatches or s.observed is None)
-        if bad or self.verdict in HARMLESS:
-            return bad
-        return self.steps[-1:]
-
-    def attachers(self) -> dict[str, str]:
-        """Attachment id to attacher, by the planned steps."""
-        return {
-            str(s.get("id")): str(s.get("attacher"))
-            for s in self.planned or tuple(step.spec for step in self.steps)
-            if s.get("do") == "attach"
-        }
-
-    def second_attach(self) -> Step | None:
-        """The step that decides a matrix cell, if it was begun."""
-        attaches = [s for s in self.steps if s.do == "attach"]
-        return attaches[1] if len(attaches) > 1 else None
-
-    def _contradiction(self) -> str:
-        if self.recorded_verdict != "PASS":
-            return ""
-        for step in self.steps:
-            if step.mismatches or step.observed is None:
-                fault = "has mismatches" if step.mismatches else "has no result"
-                return f"recorded as PASS, but step {step.index + 1} {fault}"
-        if len(self.steps) < len(self.planned):
-            return f"recorded as PASS after {len(self.steps)} of {len(self.planned)} steps"
-        return ""
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something said during the run."""
-
-    t: float
-    level: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """How the run began, and (``ended``) how it ended."""
-
-    cohabit: str = ""
-    argv: tuple[str, ...] = ()
-    started: str = ""
-    host: Mapping[str, Any] = field(default_factory=dict)
-    planned: int = 0
-    ended: bool = False
-    interrupted: bool = False
+def _text(event: Mapping[str, Any], key: str) -> str:
+    """The value as text; null and a missing key are alike."""
+    value = event.get(key)
+    return "" if value is None else str(value)
 
 
 class RunModel:
@@ -278,7 +85,9 @@ class RunModel:
         A LOST or INFRA attempt that was repeated is not among them; any other
         verdict stands, whatever came after it.
         """
-        last = {(s.kernel, s.name): s.attempt for s in self.attempts.values()}
+        last: dict[tuple[str, str], int] = {}
+        for s in self.attempts.values():
+            last[s.kernel, s.name] = max(s.attempt, last.get((s.kernel, s.name), 0))
         return [
             s
             for s in self.attempts.values()
@@ -344,23 +153,40 @@ class RunModel:
                 "Use the cohabit that made the run.",
             )
         self.run = Run(
-            str(e.get("cohabit", "")), tuple(e.get("argv", ())), str(e.get("started", "")),
-            e.get("host", {}), int(e.get("planned", 0)),
-        )  # fmt: skip
+            cohabit=_text(e, "cohabit"),
+            argv=tuple(e.get("argv", ())),
+            started=_text(e, "started"),
+            host=e.get("host", {}),
+            planned=int(e.get("planned", 0)),
+        )
 
     def _on_kernel(self, e: Mapping[str, Any]) -> None:
-        names = ("reference", "release", "arch", "origin", "profile", "profile_why")
         kernel = str(e["kernel"])
-        self.kernels[kernel] = Kernel(kernel, *(str(e.get(n) or "") for n in names))
+        self.kernels[kernel] = Kernel(
+            kernel,
+            reference=_text(e, "reference"),
+            release=_text(e, "release"),
+            arch=_text(e, "arch"),
+            origin=_text(e, "origin"),
+            profile=_text(e, "profile"),
+            profile_why=_text(e, "profile_why"),
+        )
 
     def _on_vm_start(self, e: Mapping[str, Any]) -> None:
-        names = ("engine", "accel", "accel_why", "qemu", "cpu")
         vm = str(e["vm"])
         self.vms[vm] = Vm(
-            vm, str(e.get("kernel", "")), *(str(e.get(n) or "") for n in names),
-            int(e.get("cpus", 0)), int(e.get("memory_mb", 0)), tuple(e.get("command", ())),
+            vm,
+            _text(e, "kernel"),
+            engine=_text(e, "engine"),
+            accel=_text(e, "accel"),
+            accel_why=_text(e, "accel_why"),
+            qemu=_text(e, "qemu"),
+            cpu=_text(e, "cpu"),
+            cpus=int(e.get("cpus", 0)),
+            memory_mb=int(e.get("memory_mb", 0)),
+            command=tuple(e.get("command", ())),
             started_t=self.seconds,
-        )  # fmt: skip
+        )
 
     def _on_vm_ready(self, e: Mapping[str, Any]) -> None:
         vm = self.vms[e["vm"]]
@@ -370,9 +196,9 @@ class RunModel:
         vm = self.vms[e["vm"]]
         self.vms[vm.id] = replace(
             vm,
-            reason=str(e.get("reason", "")),
-            verdict=str(e.get("verdict") or ""),
-            detail=str(e.get("detail") or ""),
+            reason=_text(e, "reason"),
+            verdict=_text(e, "verdict"),
+            detail=_text(e, "detail"),
             console_tail=tuple(e.get("console_tail") or ()),
             backtraces=tuple(e.get("backtraces") or ()),
         )
@@ -381,11 +207,17 @@ class RunModel:
         pair = e.get("matrix")
         scenario = str(e["scenario"])
         self.attempts[scenario] = Scenario(
-            scenario, str(e.get("name", scenario)), str(e.get("kernel", "")), str(e.get("vm", "")),
-            str(e.get("profile", "")), int(e.get("attempt", 1)), tuple(e.get("functions", ())),
-            (str(pair[0]), str(pair[1])) if pair else None, tuple(e.get("steps", ())),
+            scenario,
+            name=_text(e, "name") or scenario,
+            kernel=_text(e, "kernel"),
+            vm=_text(e, "vm"),
+            profile=_text(e, "profile"),
+            attempt=int(e.get("attempt", 1)),
+            functions=tuple(e.get("functions", ())),
+            matrix=(str(pair[0]), str(pair[1])) if pair else None,
+            planned=tuple(e.get("steps", ())),
             started_t=self.seconds,
-        )  # fmt: skip
+        )
 
     def _on_step_start(self, e: Mapping[str, Any]) -> None:
         scenario = self.attempts[e["scenario"]]
@@ -394,38 +226,42 @@ class RunModel:
 
     def _on_step_end(self, e: Mapping[str, Any]) -> None:
         scenario = self.attempts[e["scenario"]]
-        done = {
-            "observed": e.get("observed") or {},
-            "mismatches": tuple(
+        begun = next(s for s in scenario.steps if s.index == e["index"])
+        done = replace(
+            begun,
+            observed=e.get("observed") or {},
+            mismatches=tuple(
                 Mismatch(
-                    str(m.get("witness", "")), str(m.get("what", "")),
-                    m.get("expected"), m.get("seen"), str(m.get("rule") or ""),
+                    _text(m, "witness"),
+                    _text(m, "what"),
+                    m.get("expected"),
+                    m.get("seen"),
+                    _text(m, "rule"),
                 )
                 for m in e.get("mismatches", ())
             ),
-            "registry_text": str(e.get("registry_text") or ""),
-            "log": tuple(
-                LogLine(line.get("level"), line.get("t"), str(line.get("text", "")))
-                for line in e.get("log", ())
+            registry_text=_text(e, "registry_text"),
+            log=tuple(
+                LogLine(m.get("level"), m.get("t"), _text(m, "text")) for m in e.get("log", ())
             ),
-            "agent_s": e.get("agent_s"),
-            "host_s": e.get("host_s"),
-        }  # fmt: skip
-        steps = tuple(replace(s, **done) if s.index == e["index"] else s for s in scenario.steps)
+            agent_s=e.get("agent_s"),
+            host_s=e.get("host_s"),
+        )
+        steps = tuple(done if s is begun else s for s in scenario.steps)
         self.attempts[scenario.id] = replace(scenario, steps=steps)
 
     def _on_scenario_end(self, e: Mapping[str, Any]) -> None:
         scenario = self.attempts[e["scenario"]]
         self.attempts[scenario.id] = replace(
             scenario,
-            recorded_verdict=str(e.get("verdict") or "FAIL"),
-            recorded_reason=str(e.get("reason") or ""),
-            xfail=str(e.get("xfail") or ""),
+            recorded_verdict=_text(e, "verdict") or "FAIL",
+            recorded_reason=_text(e, "reason"),
+            xfail=_text(e, "xfail"),
             ended_t=self.seconds,
         )
 
     def _on_note(self, e: Mapping[str, Any]) -> None:
-        self.notes.append(Note(self.seconds, str(e.get("level", "info")), str(e.get("text", ""))))
+        self.notes.append(Note(self.seconds, _text(e, "level"), _text(e, "text")))
 
     def _on_run_end(self, e: Mapping[str, Any]) -> None:
         self.run = replace(self.run, ended=True, interrupted=bool(e.get("interrupted")))
@@ -465,7 +301,7 @@ def read(path: Path) -> RunModel:
             ) from error
         try:
             model.feed(event)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, StopIteration, TypeError, ValueError) as error:
             raise InfraError(
                 f"{file}, line {number}, is not an event that can follow: {error!r}",
                 "The file was changed; run again.",

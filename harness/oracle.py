@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Prediction against observation: what was seen, in the words of the prediction, and mismatches."""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.ftrace import Record, Registry, parse
+from harness.policy import rules
+from harness.policy.predict import BehaviourPrediction, Prediction, RecordPrediction
+from harness.scenario.functions import FUNCTIONS
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One witness that contradicts the policy, and the rule it contradicts."""
+
+    witness: str
+    what: str
+    expected: str
+    seen: str
+    rule: str
+
+    def to_json(self) -> dict[str, str]:
+        """As in docs/events.md."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        return f"{self.witness}: {self.what}: expected {self.expected}, saw {self.seen}"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the witnesses said after a step.
+
+    ``calls`` is the agent's (harness/agent/service.py: _observe); ``log`` the
+    kernel's records; ``findings`` the titles of the reports among them.
+    """
+
+    errno: int
+    remark: str
+    registry: Registry
+    touched: Registry | None
+    calls: Mapping[str, Mapping[str, Any]]
+    livepatch: Mapping[str, Mapping[str, int]]
+    ftrace_enabled: int
+    log: Sequence[Mapping[str, Any]]
+    log_complete: bool
+    findings: Sequence[str] = ()
+
+    def record(self, function: str) -> Record | None:
+        """The function's record in enabled_functions."""
+        return self.registry.get(function, FUNCTIONS[function].module)
+
+    def modified(self, functions: Sequence[str]) -> frozenset[str]:
+        """Which of these functions have M in touched_functions."""
+        if self.touched is None:
+            return frozenset()
+        return frozenset(
+            f
+            for f in functions
+            if (record := self.touched.get(f, FUNCTIONS[f].module)) and "M" in record.flags
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As in docs/events.md."""
+        return {
+            "errno": self.errno,
+            "remark": self.remark,
+            "registry": {f: _record_json(self.record(f)) for f in self.calls},
+            "behaviour": {
+                f: {
+                    "body": call["body"],
+                    "hits": {i: s["hits"] for i, s in call["seen"].items()},
+                    "ret": _seen_returns(f, call),
+                    "args": "agree" if not _args_differ(call, None) else "differ",
+                }
+                for f, call in self.calls.items()
+            },
+            "livepatch": self.livepatch,
+            "sysctl": {"kernel.ftrace_enabled": self.ftrace_enabled},
+        }
+
+
+def observation(
+    reply: Mapping[str, Any], findings: Sequence[str] = (), errno: int | None = None
+) -> Observation:
+    """The observation in an agent's reply to ``begin``, ``step`` or ``observe``."""
+    touched = reply.get("touched_functions")
+    return Observation(
+        errno=int(reply.get("errno", 0)) if errno is None else errno,
+        remark=str(reply.get("remark", "")),
+        registry=parse(reply["enabled_functions"] or ""),
+        touched=parse(touched) if touched is not None else None,
+        calls=reply["calls"],
+        livepatch=reply["livepatch"],
+        ftrace_enabled=int(reply["ftrace_enabled"]),
+        log=reply["log"],
+        log_complete=bool(reply["log_complete"]),
+        findings=findings,
+    )
+
+
+def _record_json(record: Record | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {
+        "count": record.count,
+        "flags": sorted(str(flag) for flag in record.flags),
+        "direct": record.direct.name if record.direct else None,
+        "jmp": record.direct_jmp,
+    }
+
+
+def errno_text(number: int) -> str:
+    """``0`` or ``EBUSY (16)``."""
+    if number == 0:
+        return "0"
+    return f"{errno_names.errorcode.get(number, os.strerror(number))} ({number})"
+
+
+def _signed(value: int) -> int:
+    """A C int that a BPF program recorded as 64 bits."""
+    low = value & 0xFFFFFFFF
+    return low - (1 << 32) if low >> 31 else low
+
+
+def _seen_returns(function: str, call: Mapping[str, Any]) -> int | None:
+    """The return value that the fexit programs saw; the first's, as the function's type."""
+    for stat in call["seen"].values():
+        if "ret" in stat and stat["hits"]:
+            value = int(stat["ret"])
+            return value if FUNCTIONS[function].witnessed == "tag" else _signed(value)
+    return None
+
+
+def _args_differ(call: Mapping[str, Any], expected: Sequence[int] | None) -> str | None:
+    """Words for arguments that an attacher saw otherwise than the others, or than they were."""
+    reference: Sequence[int] | None = expected
+    for identity, stat in call["seen"].items():
+        if not stat["hits"] or not stat["args"]:
+            continue
+        if reference is None:
+            reference = stat["args"]
+        common = min(len(reference), len(stat["args"]))
+        if list(reference[:common]) != list(stat["args"][:common]):
+            return f"{identity} saw {[hex(arg) for arg in stat['args']]}"
+    return None
+
+
+def compare(
+    prediction: Prediction, seen: Observation, functions: Sequence[str]
+) -> tuple[Mismatch, ...]:
+    """Every witness that contradicts the prediction."""
+    found: list[Mismatch] = []
+    rule = prediction.rule.name
+    if seen.errno not in prediction.errno:
+        found.append(
+            Mismatch(
+                "errno",
+                seen.remark or "the step",
+                " or ".join(errno_text(e) for e in prediction.errno),
+                errno_text(seen.errno),
+                rule,
+            )
+        )
+    for function in functions:
+        found += _compare_record(function, prediction.registry[function], seen.record(function))
+        found += _compare_call(function, prediction.behaviour[function], seen.calls[function])
+    found += _compare_rest(prediction, seen, functions)
+    return tuple(found)
+
+
+def _compare_record(
+    function: str, expected: RecordPrediction | None, seen: Record | None
+) -> list[Mismatch]:
+    rule = rules.RECORD_COUNTS_OPS.name
+    if expected is None or seen is None:
+        if expected is None and seen is None:
+            return []
+        return [
+            Mismatch(
+                "registry",
+                function,
+                _record_text(expected.to_json()) if expected else "no record",
+                _record_text(_record_json(seen)) if seen else "no record",
+                rule,
+            )
+        ]
+    found = []
+
+    def differ(what: str, want: object, got: object) -> None:
+        found.append(Mismatch("registry", f"{function} {what}", str(want), str(got), rule))
+
+    if seen.count != expected.count:
+        differ("count", expected.count, seen.count)
+    flags = {str(flag) for flag in seen.flags}
+    if flags != expected.flags:
+        differ("flags", " ".join(sorted(expected.flags)) or "-", " ".join(sorted(flags)) or "-")
+    target = seen.direct.name if seen.direct else None
+    if (target or "").startswith(expected.direct or "\0") is not (expected.direct is not None) or (
+        expected.direct is None and target is not None
+    ):
+        differ("direct call", expected.direct, target)
+    if seen.direct_jmp != expected.jmp:
+        differ("direct(jmp)", expected.jmp, seen.direct_jmp)
+    if seen.errors:
+        differ("error marker", "none", ", ".join(seen.errors))
+    return found
+
+
+def _record_text(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return "no record"
+    direct = f" direct{'(jmp)' if record['jmp'] else ''}-->{record['direct']}"
+    return f"({record['count']}) {' '.join(record['flags'])}{direct if record['direct'] else ''}"
+
+
+def _compare_call(
+    function: str, expected: BehaviourPrediction, call: Mapping[str, Any]
+) -> list[Mismatch]:
+    rule = rules.CALL_BEHAVIOUR.name
+    found = []
+    if call["body"] != expected.body:
+        found.append(
+            Mismatch("behaviour", f"{function} body", expected.body, str(call["body"]), rule)
+        )
+    hits = {identity: stat["hits"] for identity, stat in call["seen"].items()}
+    for identity in sorted(expected.hits.keys() | hits.keys()):
+        want, got = expected.hits.get(identity, 0), hits.get(identity)
+        if want != got:
+            found.append(
+                Mismatch("behaviour", f"{function} hits of {identity}", str(want), str(got), rule)
+            )
+    ret = _seen_returns(function, call)
+    if ret is not None and ret != expected.ret:
+        found.append(
+            Mismatch(
+                "behaviour", f"{function} return value at exit", str(expected.ret), str(ret), rule
+            )
+        )
+    if differ := _args_differ(call, expected.args):
+        found.append(Mismatch("behaviour", f"{function} arguments", "intact", differ, rule))
+    return found
+
+
+def _compare_rest(
+    prediction: Prediction, seen: Observation, functions: Sequence[str]
+) -> list[Mismatch]:
+    found = []
+    patches = {name: dict(values) for name, values in seen.livepatch.items()}
+    if patches != prediction.livepatch:
+        found.append(
+            Mismatch(
+                "registry",
+                "livepatch sysfs",
+                str(prediction.livepatch),
+                str(patches),
+                rules.RECORD_COUNTS_OPS.name,
+            )
+        )
+    if seen.ftrace_enabled != prediction.ftrace_enabled:
+        found.append(
+            Mismatch(
+                "registry",
+                "kernel.ftrace_enabled",
+                str(prediction.ftrace_enabled),
+                str(seen.ftrace_enabled),
+                rules.PERMANENT_KEEPS_ENABLED.name,
+            )
+        )
+    ours = {(f, FUNCTIONS[f].module) for f in functions}
+    strangers = [
+        r.raw.strip() for r in seen.registry.records if (r.function, r.module) not in ours
+    ] + [text.strip() for text in seen.registry.unknown]
+    if strangers:
+        found.append(
+            Mismatch(
+                "registry",
+                "other functions",
+                "none",
+                "; ".join(strangers[:3]),
+                rules.REFUSED_NO_TRACE.name,
+            )
+        )
+    texts = [str(record["text"]) for record in seen.log]
+    for wanted in prediction.log:
+        if not any(wanted in text for text in texts):
+            found.append(Mismatch("log", "message", wanted, "none", prediction.rule.name))
+    for title in seen.findings:
+        found.append(Mismatch("log", "kernel report", "none", title, prediction.rule.name))
+    if not seen.log_complete:
+        found.append(
+            Mismatch("log", "completeness", "all records", "records were lost", "log-complete")
+        )
+    return found

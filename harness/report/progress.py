@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a run is doing right now, for the person (or the log) that waits for it.
+
+On a terminal: one live line with a bar, and under it what runs at this moment;
+troubles scroll past above.  Anywhere else: one plain line for each thing that
+ended.  Nothing to configure; NO_COLOR and a dumb terminal are respected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.report.model import RunModel
+from harness.report.text import verdict_style
+from harness.report.views import HARMLESS
+from harness.report.words import duration, mismatch_summary, plural, printable, step_title
+
+_BAR_WIDTH = 24
+
+
+@dataclass(frozen=True)
+class _Now:
+    """What the live display shows; replaced as a whole, because another thread draws it."""
+
+    kernel: str = ""
+    done: int = 0
+    planned: int = 0
+    trouble: int = 0
+    running: tuple[str, ...] = ()
+
+
+class Progress:
+    """A display of a run that is fed the run's events.
+
+    Use as a context manager around the run.  ``stream`` is where a person
+    looks, standard error as a rule.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        self.model = RunModel()
+        self._now = _Now()
+        self._open: dict[str, str] = {}
+        self._live: Live | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Live(
+                console=self.console,
+                get_renderable=self._view,
+                refresh_per_second=4,
+                transient=True,
+            )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take the next event of the run.  Raises what RunModel.feed raises."""
+        self.model.feed(event)
+        handler = getattr(self, f"_on_{event.get('type')}", None)
+        if handler is not None:
+            handler(event)
+
+    def _say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(printable(text), style), soft_wrap=self._live is None)
+
+    def _plain(self, text: str) -> None:
+        """A line only for those who don't see the live display."""
+        if self._live is None:
+            self._say(text)
+
+    def _on_run_start(self, event: Mapping[str, Any]) -> None:
+        self._plain(f"{plural(int(event.get('planned', 0)), 'scenario')} planned")
+        self._update()
+
+    def _on_kernel(self, event: Mapping[str, Any]) -> None:
+        kernel = self.model.kernels[event["kernel"]]
+        self._plain(f"kernel {kernel.release} ({kernel.reference}), profile {kernel.profile}")
+        self._update()
+
+    def _on_vm_start(self, event: Mapping[str, Any]) -> None:
+        vm = self.model.vms[event["vm"]]
+        self._open[vm.id] = f"{vm.id}: booting {vm.kernel} under {vm.accel}"
+        self._plain(f"{self._open[vm.id]} ({vm.accel_why})" if vm.accel_why else self._open[vm.id])
+        self._update()
+
+    def _on_vm_ready(self, event: Mapping[str, Any]) -> None:
+        vm = self.model.vms[event["vm"]]
+        self._open[vm.id] = f"{vm.id}: ready"
+        self._plain(f"{vm.id}: ready after {duration(vm.boot_s or 0)}")
+        self._update()
+
+    def _on_vm_end(self, event: Mapping[str, Any]) -> None:
+        vm = self.model.vms[event["vm"]]
+        self._open.pop(vm.id, None)
+        told = {(s.vm, s.verdict) for s in self.model.attempts.values()}
+        if vm.verdict and (vm.id, vm.verdict) not in told:
+            self._say(f"{vm.id}: {vm.verdict}: {vm.detail}", verdict_style(vm.verdict))
+        elif vm.reason in {"poisoned", "died"}:
+            self._plain(f"{vm.id}: {vm.reason}")
+        self._update()
+
+    def _on_scenario_start(self, event: Mapping[str, Any]) -> None:
+        scenario = self.model.attempts[event["scenario"]]
+        self._open[scenario.vm] = f"{scenario.vm}: {scenario.name}"
+        self._update()
+
+    def _on_step_start(self, event: Mapping[str, Any]) -> None:
+        scenario = self.model.attempts[event["scenario"]]
+        number = f"step {event['index'] + 1} of {len(scenario.planned)}"
+        title = step_title(event.get("step", {}), scenario.attachers())
+        self._open[scenario.vm] = f"{scenario.vm}: {scenario.name}, {number}: {title}"
+        self._update()
+
+    def _on_scenario_end(self, event: Mapping[str, Any]) -> None:
+        scenario = self.model.attempts[event["scenario"]]
+        self._open[scenario.vm] = f"{scenario.vm}: idle"
+        ended = [s for s in self.model.scenarios if s.finished]
+        trouble = sum(s.verdict not in HARMLESS for s in ended)
+        self._now = replace(self._now, done=len(ended), trouble=trouble)
+        self._update()
+        verdict, bad = scenario.verdict, scenario.verdict not in HARMLESS
+        text = f"{verdict:5} {scenario.name} on {scenario.kernel}"
+        why = mismatch_summary(scenario)
+        if bad or self._live is None:
+            count = f"[{self._now.done}/{self._now.planned}] " if self._live is None else ""
+            self._say(
+                f"{count}{text} ({duration(scenario.seconds)}){': ' + why if why else ''}",
+                verdict_style(verdict) if bad else "",
+            )
+
+    def _on_note(self, event: Mapping[str, Any]) -> None:
+        warning = event.get("level") == "warning"
+        self._say(f"note: {event.get('text', '')}", "yellow" if warning else "")
+
+    def _update(self) -> None:
+        kernels = list(self.model.kernels)
+        self._now = replace(
+            self._now,
+            kernel=kernels[-1] if kernels else "",
+            planned=self.model.run.planned,
+            running=tuple(self._open.values()),
+        )
+
+    def _view(self) -> RenderableType:
+        now = self._now
+        line = Table.grid(padding=(0, 1))
+        trouble = Text(f"{now.trouble} failed", "bold red" if now.trouble else "dim")
+        line.add_row(
+            ProgressBar(
+                total=max(now.planned, 1),
+                completed=now.done,
+                width=_BAR_WIDTH,
+                complete_style="cyan",
+                finished_style="cyan",
+            ),
+            f"{now.done}/{now.planned}",
+            trouble,
+            now.kernel,
+        )
+        running = [Text(f"  {text}", no_wrap=True, overflow="ellipsis") for text in now.running]
+        return Group(line, *running)

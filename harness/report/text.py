@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The report for a terminal, at the end of a run and from ``cohabit report``."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import textwrap
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.report import differences, matrix
+from harness.report.matrix import LEGEND, Matrix
+from harness.report.model import RunModel
+from harness.report.views import Kernel, Scenario, Step, Vm
+from harness.report.words import (
+    diff,
+    duration,
+    effect,
+    outcome,
+    plural,
+    printable,
+    repeat_command,
+    state_of_run,
+    step_title,
+    subject,
+)
+
+MIN_WIDTH, MAX_WIDTH = 80, 100
+
+_MARK_STYLES = {
+    "P": "green", "r": "cyan", "F": "bold red", "!": "bold white on red", "?": "bold yellow",
+    "x": "yellow", "S": "dim", "·": "dim",
+}  # fmt: skip
+_VERDICT_STYLES = {"PASS": "green", "XFAIL": "yellow", "SKIP": "dim", "LOST": "bold yellow",
+                   "INFRA": "bold yellow"}  # fmt: skip
+
+#: Names of scenarios that one difference lists before it only counts them.
+_NAMES_SHOWN = 6
+
+
+def verdict_style(verdict: str) -> str:
+    """The rich style of a verdict."""
+    return _VERDICT_STYLES.get(verdict, "bold red")
+
+
+def render(model: RunModel, width: int = MAX_WIDTH, color: bool = False) -> str:
+    """The whole report as text, ``width`` columns wide within 80 to 100.
+
+    With ``color``, terminal escapes are in it; NO_COLOR in the environment
+    turns them off again.
+    """
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=min(max(width, MIN_WIDTH), MAX_WIDTH),
+        force_terminal=color,
+        force_jupyter=False,
+        color_system="standard" if color else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    _Writer(model, console).write()
+    lines = (line.rstrip() for line in out.getvalue().split("\n"))
+    return "\n".join(lines)
+
+
+class _Writer:
+    """Writes the sections of one report to one console."""
+
+    def __init__(self, model: RunModel, console: Console) -> None:
+        self.model = model
+        self.console = console
+
+    def write(self) -> None:
+        """The sections, in order."""
+        run = self.model.run
+        self._line(f"cohabit {run.cohabit}, {run.started}: {shlex.join(run.argv)}")
+        for kernel in self.model.kernels.values():
+            self._environment(kernel)
+        self._matrices()
+        self._differences()
+        for vm in self.model.vm_failures():
+            self._vm(vm)
+        for scenario in self.model.failures():
+            self._scenario(scenario)
+        self._counts()
+
+    def _line(self, text: str = "", style: str = "", indent: int = 0) -> None:
+        """One paragraph, wrapped at words with its indent kept."""
+        width = self.console.width - indent
+        for part in _wrap(text, width):
+            self.console.print(Text(" " * indent + part, style), soft_wrap=True)
+
+    def _raw(self, text: str, indent: int, style: str = "") -> None:
+        """Lines of the kernel, as they are: never wrapped, so that they can be copied."""
+        for line in text.rstrip("\n").split("\n"):
+            self.console.print(Text(" " * indent + printable(line), style), soft_wrap=True)
+
+    def _heading(self, text: str, style: str = "bold") -> None:
+        self._line()
+        self._line(text, style)
+
+    def _environment(self, kernel: Kernel) -> None:
+        self._line(f"{kernel.release} ({kernel.arch}), {kernel.reference}", "bold")
+        for vm in self.model.vms_of(kernel.id)[:1]:
+            why = f" ({vm.accel_why})" if vm.accel_why else ""
+            self._line(f"{vm.accel}{why}", indent=2)
+            machine = f"QEMU {vm.qemu}, CPU {vm.cpu} x {vm.cpus}, {vm.memory_mb} MB"
+            self._line(f"{machine}, engine {vm.engine}", indent=2)
+        why = f" ({kernel.profile_why})" if kernel.profile_why else ""
+        self._line(f"profile {kernel.profile}{why}", indent=2)
+        self._line(f"from {kernel.origin}", indent=2)
+
+    def _matrices(self) -> None:
+        found = [m for k in self.model.kernels if (m := matrix.build(self.model, k)) is not None]
+        for one in found:
+            self._heading(f"Pair matrix of {one.kernel}: row attached first, column second")
+            self.console.print(_grid(one))
+        if found:
+            self._line()
+            for letter in matrix.marks_used(found):
+                text = Text("  ").append(letter, _MARK_STYLES[letter]).append(f"  {LEGEND[letter]}")
+                self.console.print(text)
+
+    def _differences(self) -> None:
+        found = differences.find(self.model)
+        if not found:
+            return
+        self._heading("What differs between the kernels")
+        for one in found:
+            self._line(one.what, indent=2)
+            width = max(len(value) for value in one.values)
+            for value, kernels in one.by_value(list(self.model.kernels)).items():
+                self._line(f"{value:{width}}  {', '.join(kernels)}", indent=4)
+            names = list(one.names[:_NAMES_SHOWN])
+            if more := len(one.names) - len(names):
+                names.append(f"and {more} more")
+            self._line(f"{plural(len(one.names), 'scenario')}: {', '.join(names)}", "dim", 4)
+
+    def _vm(self, vm: Vm) -> None:
+        self._heading(f"{vm.verdict}  {vm.id}, {vm.kernel}: {vm.detail}", verdict_style(vm.verdict))
+        self._vm_lines(vm)
+
+    def _vm_lines(self, vm: Vm) -> None:
+        for title, lines in (("console, its end:", vm.console_tail), ("stacks:", vm.backtraces)):
+            if lines:
+                self._line(title, indent=3)
+                self._raw("\n".join(lines), 5)
+
+    def _scenario(self, scenario: Scenario) -> None:
+        verdict = scenario.verdict
+        attempt = f", attempt {scenario.attempt}" if scenario.attempt > 1 else ""
+        self._heading(f"{verdict}  {scenario.name}", verdict_style(verdict))
+        self._line(f"{scenario.kernel}, {scenario.vm}{attempt}: {scenario.reason}", indent=2)
+        for step in scenario.steps:
+            self._step(scenario, step)
+        for number, spec in enumerate(scenario.planned[len(scenario.steps) :]):
+            title = step_title(spec, scenario.attachers())
+            self._line(f"{len(scenario.steps) + number + 1}. {title}: not reached", "dim", 2)
+        vm = self.model.vms.get(scenario.vm)
+        if vm is not None and vm.verdict == verdict:
+            self._vm_lines(vm)
+        self._line(f"repeat: {repeat_command(self.model, scenario)}", indent=2)
+
+    def _step(self, scenario: Scenario, step: Step) -> None:
+        title = f"{step.index + 1}. {step_title(step.spec, scenario.attachers())}: {outcome(step)}"
+        done = effect(step)
+        self._line(f"{title} -> {done}" if done else title, indent=2)
+        if step not in scenario.bad_steps:
+            return
+        for mismatch in step.mismatches:
+            self._line(subject(mismatch), indent=5)
+            for sign, text in diff(mismatch):
+                self._raw(f"{sign} {text}", 7, "red" if sign == "-" else "green")
+            if mismatch.rule:
+                self._line(f"predicted by {mismatch.rule}", indent=7)
+        if step.registry_text:
+            self._line("registry:", indent=5)
+            self._raw(step.registry_text, 7)
+        if step.log:
+            self._line("kernel log:", indent=5)
+            for line in step.log:
+                self._raw(line.stamped, 7)
+
+    def _counts(self) -> None:
+        self._line()
+        for line in state_of_run(self.model):
+            self._line(line, "bold yellow")
+        counts = self.model.counts()
+        total = Text(plural(sum(counts.values()), "scenario"))
+        for n, (verdict, count) in enumerate(counts.items()):
+            total.append(": " if n == 0 else ", ")
+            total.append(f"{count} {verdict}", verdict_style(verdict))
+        steps = plural(self.model.witnessed_steps(), "witnessed step")
+        total.append(f"; {steps}; {duration(self.model.seconds)}")
+        self.console.print(total)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """At spaces only: a scenario's name must stay one word to be copied."""
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) or [""]
+
+
+def _grid(one: Matrix) -> Table:
+    """The cells; columns are numbered because fourteen names fit no terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("")
+    for number in range(1, len(one.attachers) + 1):
+        table.add_column(str(number), justify="right", min_width=2, no_wrap=True)
+    for number, (name, row) in enumerate(zip(one.attachers, one.rows, strict=True), 1):
+        marks = [Text(cell.mark, _MARK_STYLES[cell.mark]) for cell in row]
+        table.add_row(f"  {number}", name, *marks)
+    return table

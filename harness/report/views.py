@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Frozen views of the things that a run's record names (docs/events.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Ended by an accident of the kernel under test.
+ACCIDENTS = frozenset({"SPLAT", "CRASH", "HANG", "BOOT_FAIL"})
+#: No result, and not the kernel's fault as far as is known.
+NO_RESULT = frozenset({"LOST", "INFRA"})
+#: Nothing to worry about.
+HARMLESS = frozenset({"PASS", "XFAIL", "SKIP"})
+#: All verdicts, worst first: the order of every list and sum.
+VERDICTS = (
+    "CRASH", "HANG", "SPLAT", "BOOT_FAIL", "FAIL", "LOST", "INFRA", "XFAIL", "SKIP", "PASS",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel under test; ``reference`` is what the user asked for."""
+
+    id: str
+    reference: str = ""
+    release: str = ""
+    arch: str = ""
+    origin: str = ""
+    profile: str = ""
+    profile_why: str = ""
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A VM of the run; ``verdict`` is empty unless it came to grief.  ``boot_s`` in seconds."""
+
+    id: str
+    kernel: str
+    engine: str = ""
+    accel: str = ""
+    accel_why: str = ""
+    qemu: str = ""
+    cpu: str = ""
+    cpus: int = 0
+    memory_mb: int = 0
+    command: tuple[str, ...] = ()
+    started_t: float = 0.0
+    boot_s: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    verdict: str = ""
+    detail: str = ""
+    console_tail: tuple[str, ...] = ()
+    backtraces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One contradiction between prediction and observation; ``rule`` predicted it."""
+
+    witness: str
+    what: str
+    expected: Any
+    seen: Any
+    rule: str
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A kernel message; ``t`` in seconds since the guest booted."""
+
+    level: int | str | None
+    t: float | None
+    text: str
+
+    @property
+    def stamped(self) -> str:
+        """The line as the kernel prints it: ``<4>[   12.345678] text``."""
+        level = "" if self.level is None else f"<{self.level}>"
+        return f"{level}{'' if self.t is None else f'[{self.t:12.6f}] '}{self.text}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was begun; ``observed`` is None as long as it has no result."""
+
+    index: int
+    spec: Mapping[str, Any]
+    predicted: Mapping[str, Any]
+    t: float
+    observed: Mapping[str, Any] | None = None
+    mismatches: tuple[Mismatch, ...] = ()
+    registry_text: str = ""
+    log: tuple[LogLine, ...] = ()
+    agent_s: float | None = None
+    host_s: float | None = None
+
+    @property
+    def do(self) -> str:
+        """The act: attach, detach, call, write …"""
+        return str(self.spec.get("do", ""))
+
+    @property
+    def errno(self) -> int | None:
+        """The observed errno; None if the step has no result."""
+        if self.observed is None:
+            return None
+        value = self.observed.get("errno")
+        return value if isinstance(value, int) else None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the kernel said no."""
+        return bool(self.errno)
+
+    @property
+    def as_predicted(self) -> bool:
+        """Whether the observed errno is one of the predicted ones."""
+        allowed = self.predicted.get("errno", ())
+        return self.errno in (allowed if isinstance(allowed, list) else [allowed])
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One attempt at a scenario.  ``planned`` are the step objects it was to do."""
+
+    id: str
+    name: str
+    kernel: str
+    vm: str
+    profile: str
+    attempt: int
+    functions: tuple[str, ...]
+    matrix: tuple[str, str] | None
+    planned: tuple[Mapping[str, Any], ...]
+    started_t: float
+    steps: tuple[Step, ...] = ()
+    recorded_verdict: str = ""
+    recorded_reason: str = ""
+    xfail: str = ""
+    ended_t: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the record has the scenario's end."""
+        return bool(self.recorded_verdict)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict that counts."""
+        if not self.finished or self._contradiction():
+            return "FAIL"
+        return self.recorded_verdict
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is."""
+        if not self.finished:
+            return "not finished"
+        return self._contradiction() or self.recorded_reason
+
+    @property
+    def failed(self) -> bool:
+        """Whether the kernel (or an unknown cause) is to blame; LOST and INFRA are not failures."""
+        return self.verdict not in HARMLESS and self.verdict not in NO_RESULT
+
+    @property
+    def seconds(self) -> float:
+        """Host time from start to end; 0 if it did not end."""
+        return 0.0 if self.ended_t is None else self.ended_t - self.started_t
+
+    @property
+    def bad_steps(self) -> tuple[Step, ...]:
+        """The steps that explain a failure: with a mismatch, or without a result."""
+        bad = tuple(s for s in self.steps if s.mismatches or s.observed is None)
+        if bad or self.verdict in HARMLESS:
+            return bad
+        return self.steps[-1:]
+
+    def attachers(self) -> dict[str, str]:
+        """Attachment id to attacher, by the planned steps."""
+        return {
+            str(s.get("id")): str(s.get("attacher"))
+            for s in self.planned or tuple(step.spec for step in self.steps)
+            if s.get("do") == "attach"
+        }
+
+    def second_attach(self) -> Step | None:
+        """The step that decides a matrix cell, if it was begun."""
+        attaches = [s for s in self.steps if s.do == "attach"]
+        return attaches[1] if len(attaches) > 1 else None
+
+    def _contradiction(self) -> str:
+        if self.recorded_verdict != "PASS":
+            return ""
+        for step in self.steps:
+            if step.mismatches or step.observed is None:
+                fault = "has mismatches" if step.mismatches else "has no result"
+                return f"recorded as PASS, but step {step.index + 1} {fault}"
+        if len(self.steps) < len(self.planned):
+            return f"recorded as PASS after {len(self.steps)} of {len(self.planned)} steps"
+        return ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something said during the run."""
+
+    t: float
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the run began, and (``ended``) how it ended."""
+
+    cohabit: str = ""
+    argv: tuple[str, ...] = ()
+    started: str = ""
+    host: Mapping[str, Any] = field(default_factory=dict)
+    planned: int = 0
+    ended: bool = False
+    interrupted: bool = False

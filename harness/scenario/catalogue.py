@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The scenarios that cohabit knows, generated from attachers and functions."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Iterator, Sequence
+
+from harness.errors import UsageError
+from harness.policy.attachers import ATTACHERS
+
+from .functions import FUNCTIONS, Function
+from .steps import FTRACE_ENABLED, Attach, Detach, Scenario, Step, Write
+
+#: Where a pair meets unless a scenario's name says otherwise: a function of
+#: vmlinux whose text is the witness, or the one that takes fmod_ret.
+PLAIN_FUNCTION = "cmdline_proc_show"
+FMOD_RET_FUNCTION = "security_task_getpgid"
+
+
+def _home(*attachers: str) -> str:
+    return FMOD_RET_FUNCTION if "fmod_ret" in attachers else PLAIN_FUNCTION
+
+
+def _takes(function: Function, *attachers: str) -> bool:
+    return function.fmod_ret or "fmod_ret" not in attachers
+
+
+def _suffix(function: str, *attachers: str) -> str:
+    return "" if function == _home(*attachers) else f"/on:{function}"
+
+
+def _pair(first: str, second: str, function: str) -> Iterator[Scenario]:
+    """Both attach orders and both detach orders of two attachers.
+
+    Where the second attach is refused, ``detach`` of it is left out, and after
+    the first has left it is attached again: the refusal must have left no trace.
+    """
+    for attach in ("ab",) if first == second else ("ab", "ba"):
+        for detach in ("ab", "ba"):
+            kinds = {"a": first, "b": second}
+            early, late = attach[0], attach[1]
+            steps: list[Step] = [Attach(x, kinds[x], function) for x in attach]
+            steps.append(Detach(detach[0]))
+            if detach[0] == early:
+                steps.append(Attach(late, kinds[late], function, unless_attached=True))
+            steps.append(Detach(detach[1]))
+            yield Scenario(
+                f"{first}+{second}/attach:{attach}/detach:{detach}"
+                + _suffix(function, first, second),
+                (function,),
+                tuple(steps),
+                (kinds[early], kinds[late]),
+            )
+
+
+def pairs(function: str | None = None) -> Iterator[Scenario]:
+    """All ordered pairs on one function, or each on its home function."""
+    for first, second in itertools.combinations_with_replacement(ATTACHERS, 2):
+        where = function or _home(first, second)
+        if _takes(FUNCTIONS[where], first, second):
+            yield from _pair(first, second, where)
+
+
+def singles(function: str) -> Iterator[Scenario]:
+    """Each attacher alone, attached twice over."""
+    for attacher in ATTACHERS:
+        if not _takes(FUNCTIONS[function], attacher):
+            continue
+        yield Scenario(
+            f"{attacher}/alone" + _suffix(function, attacher),
+            (function,),
+            (
+                Attach("a", attacher, function),
+                Detach("a"),
+                Attach("b", attacher, function),
+                Detach("b"),
+            ),
+        )
+
+
+def ftrace_enabled() -> Iterator[Scenario]:
+    """kernel.ftrace_enabled turned off and on around each attacher."""
+    off, on = Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1")
+    for attacher in ATTACHERS:
+        function = _home(attacher)
+        attach, detach = Attach("a", attacher, function), Detach("a")
+        again = Attach("a", attacher, function, unless_attached=True)
+        for name, steps in (
+            ("off-on", (attach, off, on, detach)),
+            ("attach-while-off", (off, attach, on, again, detach)),
+            ("detach-while-off", (attach, off, detach, on)),
+        ):
+            yield Scenario(f"{attacher}/ftrace_enabled:{name}", (function,), steps)
+
+
+#: The functions on which everything is tried alone by default.
+_OTHERS = tuple(name for name in FUNCTIONS if name not in (PLAIN_FUNCTION, FMOD_RET_FUNCTION))
+
+
+def default() -> tuple[Scenario, ...]:
+    """What ``cohabit run`` runs when nothing is named."""
+    return (
+        *pairs(),
+        *ftrace_enabled(),
+        *(s for name in FUNCTIONS for s in singles(name)),
+    )
+
+
+def everything() -> tuple[Scenario, ...]:
+    """The whole catalogue: the default, and all pairs on every other function."""
+    return (
+        *default(),
+        *(s for name in FUNCTIONS for s in pairs(name) if s.name.endswith(f":{name}")),
+    )
+
+
+def select(names: Sequence[str]) -> tuple[Scenario, ...]:
+    """Scenarios by name or glob, in the catalogue's order.
+
+    Without names the default.  Raises UsageError for one that matches nothing.
+    """
+    if not names:
+        return default()
+    known = everything()
+    chosen: set[str] = set()
+    for name in names:
+        matching = {s.name for s in known if fnmatch.fnmatchcase(s.name, name)}
+        if not matching:
+            close = [s.name for s in known if name.strip("*?") in s.name][:5]
+            raise UsageError(
+                f"no scenario is called {name!r}",
+                f"near it: {', '.join(close)}" if close else "`cohabit list` shows them all",
+            )
+        chosen |= matching
+    return tuple(s for s in known if s.name in chosen)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A VM's console: recorded with times, watched for the kernel's end."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.monitor import LineSplitter, Monitor, Severity
+
+#: Lines kept in memory; the file has them all.
+_KEPT = 4000
+
+
+class Console:
+    """Takes the console's bytes from one thread, answers others.
+
+    ``path`` gets each line with the host's time since the VM's start in front.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._splitter = LineSplitter()
+        self._monitor = Monitor()
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
+        self._total = 0
+        # Its lock is entered again from within (wait_for asks since).
+        self._changed = threading.Condition(threading.RLock())
+
+    def feed(self, at: float, data: bytes) -> None:
+        """Takes what came ``at`` seconds after the start."""
+        with self._changed:
+            self._monitor.feed(data)
+            self._add(at, [line.text for line in self._splitter.feed(data)])
+            self._changed.notify_all()
+
+    def _add(self, at: float, texts: Sequence[str]) -> None:
+        for text in texts:
+            if not self._file.closed:
+                self._file.write(f"{at:10.3f} {text}\n")
+            self._lines.append(text)
+            self._total += 1
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Takes what is left as a last line and closes the file."""
+        with self._changed:
+            self._add(0.0, [line.text for line in self._splitter.flush()])
+            self._file.close()
+
+    def mark(self) -> int:
+        """A place in the console, for ``since``."""
+        with self._changed:
+            return self._total
+
+    def since(self, mark: int) -> list[str]:
+        """The lines that came after a mark (the last few thousand at most)."""
+        with self._changed:
+            wanted = min(self._total - mark, len(self._lines))
+            return list(self._lines)[len(self._lines) - wanted :]
+
+    def wait_for(self, texts: Sequence[str], mark: int, timeout: float) -> bool:
+        """Waits until a line after the mark has one of these texts."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not any(text in line for line in self.since(mark) for text in texts):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def quiet(self, seconds: float, timeout: float) -> None:
+        """Waits until nothing came for so long, or the timeout."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while time.monotonic() < deadline and self._changed.wait(seconds):
+                pass
+
+    def tail(self, count: int = 40) -> list[str]:
+        """The last lines."""
+        with self._changed:
+            return list(self._lines)[-count:]
+
+    def crash(self) -> str | None:
+        """The title of the report that tells of the kernel's end.
+
+        The cause of a panic (an Oops, a BUG) comes before the panic's own line.
+        """
+        with self._changed:
+            findings = [*self._monitor.findings]
+            return next((f.title for f in findings if f.severity is Severity.CRASH), None)

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Everything that differs between the kernel releases and architectures these
+ * modules are built for, and nothing else. Each #if names the release and the
+ * reason. Tested range: 5.10 to 7.3, x86-64.
+ */
+#ifndef COHABIT_COMPAT_H
+#define COHABIT_COMPAT_H
+
+#include <linux/ftrace.h>
+#include <linux/irqflags.h>
+#include <linux/ptrace.h>
+#include <linux/version.h>
+
+#ifdef CONFIG_X86_KERNEL_IBT
+#include <asm/cpufeature.h>
+#include <asm/msr.h>
+#endif
+
+/*
+ * A function that is called where its name says and nowhere else: not inlined,
+ * not cloned, and nothing learnt from its body by its callers. noipa is gcc's;
+ * clang has no inter-procedural cloning to switch off.
+ */
+#if __has_attribute(__noipa__)
+#define cohabit_opaque	noinline __noclone __attribute__((__noipa__))
+#else
+#define cohabit_opaque	noinline
+#endif
+
+/* 5.13 brought __nocfi, for callers of functions whose CFI data may be gone. */
+#ifndef __nocfi
+#define __nocfi
+#endif
+
+/*
+ * 5.11 (d19ad0775dcd): callbacks get struct ftrace_regs, before that struct
+ * pt_regs, which is NULL unless the ops has SAVE_REGS.
+ */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 11, 0)
+#define cohabit_ftrace_regs	pt_regs
+#else
+#define cohabit_ftrace_regs	ftrace_regs
+#endif
+
+/*
+ * 5.11 (a25d036d939a) turned the meaning of the recursion flag round: up to
+ * 5.10 a callback that guards itself says so, later it just doesn't ask for
+ * the guard.
+ */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 11, 0)
+#define COHABIT_OPS_FL_UNGUARDED	FTRACE_OPS_FL_RECURSION_SAFE
+#else
+#define COHABIT_OPS_FL_UNGUARDED	0
+#endif
+
+/*
+ * 5.11 (2860cd8a2353): with DYNAMIC_FTRACE_WITH_ARGS livepatch gets by without
+ * SAVE_REGS, and every callback sees the arguments. See klp_patch_func().
+ */
+#ifdef CONFIG_HAVE_DYNAMIC_FTRACE_WITH_ARGS
+#define COHABIT_KLP_SAVE_REGS		0
+#define COHABIT_OPS_FL_KLP_REGS		0
+#else
+#define COHABIT_KLP_SAVE_REGS		1
+#define COHABIT_OPS_FL_KLP_REGS		FTRACE_OPS_FL_SAVE_REGS
+#endif
+
+/* Does @ops's callback get the arguments of the traced function? */
+static __always_inline bool cohabit_ops_has_args(const struct ftrace_ops *ops)
+{
+	return !COHABIT_KLP_SAVE_REGS || (ops->flags & FTRACE_OPS_FL_SAVE_REGS);
+}
+
+/*
+ * 6.2 (94d095ffa0e1, 0ef86097f127) brought ftrace_regs_get_argument() and
+ * renamed ftrace_instruction_pointer_set(); since 6.13 ftrace_regs is opaque.
+ */
+static __always_inline u64
+cohabit_argument(struct cohabit_ftrace_regs *fregs, unsigned int n)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 11, 0)
+	return regs_get_kernel_argument(fregs, n);
+#elif LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
+	return regs_get_kernel_argument(&fregs->regs, n);
+#else
+	return ftrace_regs_get_argument(fregs, n);
+#endif
+}
+
+static __always_inline void
+cohabit_set_ip(struct cohabit_ftrace_regs *fregs, unsigned long ip)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 11, 0)
+	instruction_pointer_set(fregs, ip);
+#elif LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
+	ftrace_instruction_pointer_set(fregs, ip);
+#else
+	ftrace_regs_set_instruction_pointer(fregs, ip);
+#endif
+}
+
+/*
+ * Frees what ftrace_set_filter_ip() allocated for @ops. 6.2 (8be9fbd5345d, also
+ * in later 6.1) exported ftrace_free_filter(); a filter that is reset to
+ * nothing holds no memory either.
+ */
+static inline void cohabit_free_filter(struct ftrace_ops *ops)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0)
+	ftrace_set_filter(ops, NULL, 0, 1);
+#else
+	ftrace_free_filter(ops);
+#endif
+}
+
+/* Direct trampolines need the kernel's support and an assembly part of ours. */
+#if defined(CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) && defined(CONFIG_X86_64)
+#define COHABIT_HAS_DIRECT	1
+#else
+#define COHABIT_HAS_DIRECT	0
+#endif
+
+/* 6.0 (53cd885bc5c3): a direct ops may agree to share with IPMODIFY. */
+#if COHABIT_HAS_DIRECT && LINUX_VERSION_CODE >= KERNEL_VERSION(6, 0, 0)
+#define COHABIT_HAS_OPS_FUNC	1
+#else
+#define COHABIT_HAS_OPS_FUNC	0
+#endif
+
+/* 7.0 (956747efd82a): the callback is told the function it is asked about. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 0, 0)
+#define COHABIT_OPS_FUNC(name, ops, cmd) \
+	int name(struct ftrace_ops *ops, enum ftrace_ops_cmd cmd)
+#else
+#define COHABIT_OPS_FUNC(name, ops, cmd) \
+	int name(struct ftrace_ops *ops, unsigned long ip, enum ftrace_ops_cmd cmd)
+#endif
+
+/*
+ * cohabit_direct_register(), _unregister(): trampoline @addr on the function at
+ * @ip, through @ops where the kernel takes one. What they return is the
+ * kernel's; after a failure @ops holds no memory.
+ *
+ * 5.16 (f64dd4627ec6) added the _multi calls, which take an ops; 6.4
+ * (da8bdfbd4223) dropped the old ones and gave their names to the new.
+ */
+#if COHABIT_HAS_DIRECT
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 16, 0)
+static inline int cohabit_direct_register(struct ftrace_ops *ops,
+					  unsigned long ip, unsigned long addr)
+{
+	return register_ftrace_direct(ip, addr);
+}
+
+static inline int cohabit_direct_unregister(struct ftrace_ops *ops,
+					    unsigned long ip, unsigned long addr)
+{
+	return unregister_ftrace_direct(ip, addr);
+}
+#else
+static inline int cohabit_direct_register(struct ftrace_ops *ops,
+					  unsigned long ip, unsigned long addr)
+{
+	int ret = ftrace_set_filter_ip(ops, ip, 0, 1);
+
+	if (!ret)
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+		ret = register_ftrace_direct_multi(ops, addr);
+#else
+		ret = register_ftrace_direct(ops, addr);
+#endif
+	if (ret)
+		cohabit_free_filter(ops);
+	return ret;
+}
+
+static inline int cohabit_direct_unregister(struct ftrace_ops *ops,
+					    unsigned long ip, unsigned long addr)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+	int ret = unregister_ftrace_direct_multi(ops, addr);
+
+	if (!ret)
+		cohabit_free_filter(ops);
+	return ret;
+#else
+	return unregister_ftrace_direct(ops, addr, true);
+#endif
+}
+#endif
+#endif /* COHABIT_HAS_DIRECT */
+
+/*
+ * Indirect branch tracking, 5.18: functions whose address the kernel never
+ * takes lose their landing pad at boot, so calling one by its address faults.
+ * Between these two, with interrupts off, this CPU doesn't look. 6.16 renamed
+ * rdmsrl() and wrmsrl().
+ */
+#ifdef CONFIG_X86_KERNEL_IBT
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 16, 0)
+#define cohabit_rdmsr	rdmsrl
+#define cohabit_wrmsr	wrmsrl
+#else
+#define cohabit_rdmsr	rdmsrq
+#define cohabit_wrmsr	wrmsrq
+#endif
+
+static inline u64 cohabit_ibt_off(void)
+{
+	u64 cet = 0;
+
+	if (boot_cpu_has(X86_FEATURE_IBT)) {
+		cohabit_rdmsr(MSR_IA32_S_CET, cet);
+		cohabit_wrmsr(MSR_IA32_S_CET, cet & ~CET_ENDBR_EN);
+	}
+	return cet;
+}
+
+static inline void cohabit_ibt_restore(u64 cet)
+{
+	if (boot_cpu_has(X86_FEATURE_IBT))
+		cohabit_wrmsr(MSR_IA32_S_CET, cet);
+}
+#else
+static inline u64 cohabit_ibt_off(void)
+{
+	return 0;
+}
+
+static inline void cohabit_ibt_restore(u64 cet)
+{
+}
+#endif
+
+#endif

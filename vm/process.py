@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A running virtual machine: its processes, sockets and console.
+
+Everything a VM has on the host is below one directory of its own: when the
+harness is killed at any moment, the VM dies with it (the outer process asks
+for SIGKILL at its parent's death, and takes its namespace along), and the
+directory is swept by the next run, because nobody holds its lock any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.agent.channel import ChannelError, Reader, pack
+from harness.errors import InfraError
+
+from . import namespace
+from .machine import AGENT_SOCKET, QMP_SOCKET, SYSRQ_SOCKET, Machine
+
+_PREFIX = "cohabit-vm-"
+#: A virtio-serial port moves a few MB a second under emulation.
+_CHUNK = 1 << 16
+
+ConsoleLine = tuple[float, bytes]
+
+
+def scratch_root() -> Path:
+    """Where VMs have their directories: short, and gone after a reboot."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and os.access(runtime, os.W_OK):
+        return Path(runtime)
+    return Path(tempfile.gettempdir())
+
+
+def sweep() -> int:
+    """Removes directories of VMs whose harness is gone; returns how many."""
+    swept = 0
+    for directory in scratch_root().glob(f"{_PREFIX}*"):
+        try:
+            lock = (directory / "lock").open("rb")
+        except (FileNotFoundError, PermissionError):
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(directory, ignore_errors=True)
+            swept += 1
+    return swept
+
+
+class GuestGoneError(Exception):
+    """The VM ended, or closed the agent's channel, while it was needed."""
+
+
+class GuestSilentError(Exception):
+    """No answer within the deadline, though the VM is still there."""
+
+
+class Process:
+    """Starts a machine and keeps hold of it.
+
+    ``on_console`` is called from a thread of its own with (seconds since start,
+    bytes) as they come.  Raises InfraError where it cannot be started.
+    """
+
+    def __init__(self, machine: Machine, on_console: Callable[[float, bytes], None]) -> None:
+        self._on_console = on_console
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch_root()))
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        try:
+            self._lock = self._stack.enter_context((self._directory / "lock").open("wb"))
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._start(machine)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _listen(self, name: str) -> socket.socket:
+        listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+        # Through /proc, so that the length of our own path does not matter.
+        directory = os.open(self._directory, os.O_PATH)
+        try:
+            listener.bind(f"/proc/self/fd/{directory}/{name}")
+        finally:
+            os.close(directory)
+        listener.listen(1)
+        return listener
+
+    def _start(self, machine: Machine) -> None:
+        # Bound before QEMU starts, so that there is no moment to wait for.
+        self._agent_listener = self._listen(AGENT_SOCKET)
+        self._qmp_listener = self._listen(QMP_SOCKET)
+        self._sysrq_listener = self._listen(SYSRQ_SOCKET)
+        root = self._directory / "root"
+        for name in ("root", "tmp", "home"):
+            (self._directory / name).mkdir()
+        self.command = machine.agent_command(root)
+        argv = namespace.command(
+            self.command,
+            lowers=machine.layers,
+            mountpoint=root,
+            binds=[(path, target, False) for path, target in machine.shares],
+        )
+        self.started = time.monotonic()
+        self._popen = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *argv],
+            cwd=self._directory,
+            env=self._environment(machine.tools),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._stack.callback(self._end)
+        self._pidfd = os.pidfd_open(self._popen.pid)
+        self._stack.callback(os.close, self._pidfd)
+        self._agent: socket.socket | None = None
+        self._reader: Reader | None = None
+        self._deadline = 0.0
+        self._requests = 0
+        self.agent_output = b""
+        self._threads = [
+            threading.Thread(target=self._pump_console, daemon=True),
+            threading.Thread(target=self._pump_output, daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _environment(self, tools: Sequence[Path]) -> dict[str, str]:
+        """virtme-ng leaves its temporary files and its settings in here, not at home."""
+        environment = Path(sys.executable).parent
+        path = [*(str(p) for p in (*tools, environment)), os.environ.get("PATH", os.defpath)]
+        return {
+            "PATH": ":".join([*path, "/usr/sbin", "/sbin"]),
+            "HOME": str(self._directory / "home"),
+            "TMPDIR": str(self._directory / "tmp"),
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def _pump_console(self) -> None:
+        assert self._popen.stderr is not None
+        while data := os.read(self._popen.stderr.fileno(), _CHUNK):
+            self._on_console(time.monotonic() - self.started, data)
+
+    def _pump_output(self) -> None:
+        assert self._popen.stdout is not None
+        while data := os.read(self._popen.stdout.fileno(), _CHUNK):
+            self.agent_output = (self.agent_output + data)[-_CHUNK:]
+
+    def _wait_readable(self, what: socket.socket) -> None:
+        """Returns when the socket has something, raises when that can't be any more."""
+        while True:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise GuestSilentError
+            ready, _, _ = select.select([what.fileno(), self._pidfd], [], [], left)
+            if what.fileno() in ready:
+                return
+            if ready:
+                raise GuestGoneError("the VM ended")
+
+    def _recv(self, size: int) -> bytes:
+        assert self._agent is not None
+        self._wait_readable(self._agent)
+        return self._agent.recv(size)
+
+    def request(self, message: dict[str, object], timeout: float) -> dict[str, object]:
+        """Sends one request to the agent and returns its reply.
+
+        ``timeout`` in seconds.  Raises GuestGoneError or GuestSilentError; a
+        reply that tells of an exception in the agent is an InfraError.
+        """
+        self._deadline = time.monotonic() + timeout
+        if self._agent is None:
+            self._wait_readable(self._agent_listener)
+            self._agent = self._stack.enter_context(self._agent_listener.accept()[0])
+            self._reader = Reader(self._recv)
+        assert self._reader is not None
+        self._requests += 1
+        try:
+            self._agent.sendall(pack({**message, "id": self._requests}))
+            reply = self._reader.message()
+            # An answer to an earlier request came too late: ours is behind it.
+            while reply is not None and reply.get("id") != self._requests:
+                reply = self._reader.message()
+        except (OSError, ChannelError) as error:
+            raise GuestGoneError(str(error)) from error
+        if reply is None:
+            raise GuestGoneError("the agent's channel was closed")
+        if "error" in reply:
+            raise InfraError(f"the agent failed:\n{reply['error']}")
+        return reply
+
+    def alive(self) -> bool:
+        """Whether the VM's processes are still there."""
+        return self._popen.poll() is None
+
+    def wait(self, timeout: float) -> bool:
+        """Waits for the VM to end by itself; whether it did."""
+        try:
+            self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        for thread in self._threads:
+            thread.join(timeout)
+        return True
+
+    @property
+    def qmp_listener(self) -> socket.socket:
+        """QEMU's machine protocol: the connection it made waits here."""
+        return self._qmp_listener
+
+    @property
+    def sysrq_listener(self) -> socket.socket:
+        """The second serial port: the connection QEMU made waits here."""
+        return self._sysrq_listener
+
+    @property
+    def pid(self) -> int:
+        """The outer process; its whole namespace ends with it."""
+        return self._popen.pid
+
+    def kill(self) -> None:
+        """Ends the VM's processes now; the rest is close()'s. Safe from any thread."""
+        # unshare --kill-child ignores TERM and INT itself, and its namespace
+        # ends with it however it ends.
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.send_signal(signal.SIGKILL)
+
+    def _end(self) -> None:
+        self.kill()
+        self._popen.wait()
+        for thread in self._threads:
+            thread.join(5)
+        for pipe in (self._popen.stdout, self._popen.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def close(self) -> None:
+        """Ends the VM and removes everything it had on the host."""
+        self._stack.close()

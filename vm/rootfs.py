@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's root file system: one Debian trixie, the same on every host.
+
+It is also where modules are built, so that neither the host's compiler nor its
+C library matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from harness.errors import InfraError
+from harness.kernels import apt
+from harness.kernels.programs import (
+    check_disk_full,
+    held_fds,
+    not_found,
+    plain_env,
+    tail,
+)
+from harness.kernels.store import Store
+
+Say = Callable[[str], None]
+
+SUITE = "trixie"
+PACKAGES = (
+    "python3",
+    "python3-bpfcc",
+    "python3-pyroute2",
+    "kmod",
+    "iproute2",
+    "busybox-static",
+    "udev",
+    "procps",
+    "virtiofsd",
+    "xz-utils",
+    "gcc",
+    "make",
+    "dwarves",
+    "libelf-dev",
+    "libc6-dev",
+    "openssh-server",
+)
+RECIPE = "2"
+"""Counts up whenever what is done below changes what comes out."""
+
+# The guest's own virtiofsd on the host: Debian 12 has no Rust one, and a newer one
+# wants a newer C library.  Other programs look for it by this name in PATH.
+_VIRTIOFSD = """#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/../../..
+exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" \\
+    "$root/usr/libexec/virtiofsd" "$@"
+"""
+
+_EXCLUDED = ("man", "doc", "info", "locale", "lintian", "bug")
+
+# Runs inside the new root.  Hash-based .pyc files stay valid whatever happens to
+# the sources' times; without any, importing bcc takes 3 to 8 s under TCG.
+_FINISH = """set -e
+python3 -m compileall -q -f -j 2 --invalidation-mode unchecked-hash \
+    /usr/lib/python3.?? /usr/lib/python3/dist-packages
+mkdir -p /cohabit /srv /opt /mnt /usr/lib/modules
+[ -e /usr/sbin/poweroff ] || ln -s ../bin/busybox /usr/sbin/poweroff
+echo cohabit >/etc/hostname
+rm -f /etc/apt/apt.conf.d/99mmdebstrap /etc/apt/sources.list /etc/ssh/ssh_host_*_key*
+rm -rf /var/cache/apt /var/lib/apt/lists /var/log/apt /var/cache/debconf/*-old
+"""
+
+
+def guest_root(store: Store, say: Say) -> Path:
+    """Return the guest's root file system, made on first use (about half a minute).
+
+    Raises InfraError (mmdebstrap missing or failing) or UsageError (no mirror known).
+    """
+    inputs = {"suite": SUITE, "packages": " ".join(PACKAGES), "recipe": RECIPE}
+
+    def make(tree: Path) -> list[str]:
+        say(f"making the guest's root file system (Debian {SUITE}, about half a minute)")
+        mirrors = apt.find_mirrors()
+        options = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
+        options.append('--customize-hook=chroot "$1" sh -c ' + _quoted(_FINISH))
+        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)])
+        wrapper = virtiofsd(tree)
+        wrapper.parent.mkdir()
+        wrapper.write_text(_VIRTIOFSD, encoding="ascii")
+        wrapper.chmod(0o755)
+        return ["usr/bin/kmod", "usr/libexec/virtiofsd", "usr/bin/busybox"]
+
+    return store.get("rootfs", inputs, make, label=f"guest root ({SUITE})", say=say)
+
+
+def virtiofsd(root: Path) -> Path:
+    """Return the script that runs the virtiofsd of the guest root ``root`` on any host.
+
+    It is alone in its directory, which can be put into PATH.
+    """
+    return root / "usr/lib/cohabit/virtiofsd"
+
+
+def _quoted(script: str) -> str:
+    return "'" + script.replace("'", "'\\''") + "'"
+
+
+def debootstrap(tree: Path, options: Sequence[str], suite: str, sources: Sequence[str]) -> None:
+    """Fill the directory ``tree`` by mmdebstrap with ``options``, for root and ordinary users.
+
+    For an ordinary user everything belongs to that user afterwards; device nodes
+    are left out.  Raises InfraError with mmdebstrap's errors.
+    """
+    root = os.geteuid() == 0
+    words = ["mmdebstrap", "--format=tar", "--architectures=amd64", *options]
+    words += [f"--aptopt={line}" for line in apt.acquire_options()]
+    words += ["--mode=root" if root else "--mode=unshare", suite, "-", *sources]
+    unpack = ["tar", "-x", "-C", str(tree), "--exclude=./dev/*"]
+    if not root:
+        unpack.append("--no-same-owner")
+    with _scratch(tree.parent) as scratch, tempfile.TemporaryFile("w+", errors="replace") as log:
+        status = _pipe(words, unpack, log.fileno(), scratch)
+        log.seek(0)
+        text = log.read()
+    if status:
+        check_disk_full(text, tree)
+        errors = [line for line in text.splitlines() if line.startswith(("E:", "tar:"))]
+        raise InfraError(
+            f"mmdebstrap could not make a Debian {suite} tree"
+            + tail("\n".join(errors[:4]) or text),
+            "`cohabit doctor` says what it needs",
+        )
+
+
+def _pipe(words: Sequence[str], unpack: Sequence[str], log: int, scratch: Path) -> int:
+    """Run ``words | unpack`` and return the first non-zero status."""
+    env = plain_env(TMPDIR=str(scratch))
+    fds = held_fds.get()
+    try:
+        maker = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=env,
+            pass_fds=fds,
+        )
+    except FileNotFoundError:
+        raise not_found(words[0], "making a Debian tree") from None
+    with maker:
+        unpacked = subprocess.run(
+            unpack, stdin=maker.stdout, stderr=log, env=env, pass_fds=fds, check=False
+        )
+    return unpacked.returncode or maker.returncode
+
+
+@contextlib.contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    """Give mmdebstrap a scratch directory; it is gone afterwards.
+
+    For an ordinary user mmdebstrap works as another user id, which must be able to
+    enter the directory: one in a home directory will not do.
+    """
+    name = tempfile.mkdtemp(prefix="cohabit-", dir=beside if os.geteuid() == 0 else None)
+    scratch = Path(name)
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
