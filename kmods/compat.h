@@ -197,6 +197,11 @@ static inline int cohabit_direct_unregister(struct ftrace_ops *ops,
  * Between these two, with interrupts off, this CPU doesn't look. 6.16 renamed
  * rdmsrl() and wrmsrl().
  */
+struct cohabit_ibt {
+	unsigned long flags;
+	u64 cet;
+};
+
 #ifdef CONFIG_X86_KERNEL_IBT
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 16, 0)
 #define cohabit_rdmsr	rdmsrl
@@ -206,29 +211,28 @@ static inline int cohabit_direct_unregister(struct ftrace_ops *ops,
 #define cohabit_wrmsr	wrmsrq
 #endif
 
-static inline u64 cohabit_ibt_off(void)
+static inline void cohabit_ibt_off(struct cohabit_ibt *ibt)
 {
-	u64 cet = 0;
-
-	if (boot_cpu_has(X86_FEATURE_IBT)) {
-		cohabit_rdmsr(MSR_IA32_S_CET, cet);
-		cohabit_wrmsr(MSR_IA32_S_CET, cet & ~CET_ENDBR_EN);
-	}
-	return cet;
+	if (!boot_cpu_has(X86_FEATURE_IBT))
+		return;
+	local_irq_save(ibt->flags);
+	cohabit_rdmsr(MSR_IA32_S_CET, ibt->cet);
+	cohabit_wrmsr(MSR_IA32_S_CET, ibt->cet & ~CET_ENDBR_EN);
 }
 
-static inline void cohabit_ibt_restore(u64 cet)
+static inline void cohabit_ibt_restore(const struct cohabit_ibt *ibt)
 {
-	if (boot_cpu_has(X86_FEATURE_IBT))
-		cohabit_wrmsr(MSR_IA32_S_CET, cet);
+	if (!boot_cpu_has(X86_FEATURE_IBT))
+		return;
+	cohabit_wrmsr(MSR_IA32_S_CET, ibt->cet);
+	local_irq_restore(ibt->flags);
 }
 #else
-static inline u64 cohabit_ibt_off(void)
+static inline void cohabit_ibt_off(struct cohabit_ibt *ibt)
 {
-	return 0;
 }
 
-static inline void cohabit_ibt_restore(u64 cet)
+static inline void cohabit_ibt_restore(const struct cohabit_ibt *ibt)
 {
 }
 #endif

@@ -3,7 +3,6 @@
  * Symbol lookup. kallsyms_lookup_name() is not exported (since 5.7); a kprobe,
  * registered disabled so that nothing is patched, tells where it is.
  */
-#include <linux/irqflags.h>
 #include <linux/kprobes.h>
 
 #include "cohabit.h"
@@ -25,16 +24,17 @@ int cohabit_lookup_init(void)
 	return 0;
 }
 
-/* Returns the address of symbol @name, in vmlinux or a module, 0: none. */
+/*
+ * Returns the address of symbol @name, in vmlinux or a module, 0: none. Of
+ * several it is the first that the kernel finds.
+ */
 unsigned long __nocfi cohabit_lookup(const char *name)
 {
-	unsigned long flags, addr;
-	u64 cet;
+	struct cohabit_ibt ibt;
+	unsigned long addr;
 
-	local_irq_save(flags);
-	cet = cohabit_ibt_off();
+	cohabit_ibt_off(&ibt);
 	addr = lookup_name(name);
-	cohabit_ibt_restore(cet);
-	local_irq_restore(flags);
+	cohabit_ibt_restore(&ibt);
 	return addr;
 }

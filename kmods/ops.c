@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Attachers that are an ftrace_ops: plain ones, and IPMODIFY that redirects. */
-#include <linux/minmax.h>
 #include <linux/string.h>
 
 #include "cohabit.h"

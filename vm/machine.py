@@ -7,6 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .rootfs import virtiofsd
+
+#: Stand-ins for programs that virtme-ng asks on the host.
+TOOLS = Path(__file__).resolve().parent / "tools"
+#: What of the guest's root file system is ours.
+GUEST = Path(__file__).resolve().parent / "guest"
+
 AGENT_PORT = "cohabit.agent"
 #: Sockets are named relative to the VM's directory: a unix socket's path may
 #: have no more than 107 characters, a directory's any number.
@@ -47,19 +54,28 @@ class Machine:
     """One VM, before it is started.
 
     ``layers`` are the directories that make its root file system, the uppermost
-    first; ``shares`` are host directories it sees read-only, by guest path;
-    ``image`` is the kernel's path below the root; ``tools`` has the programs that
-    virtme-ng looks for in PATH (virtiofsd, qemu-system-*).
+    first, the root file system itself the last; ``shares`` are host directories it
+    sees read-only, by guest path; ``image`` is the kernel's path below the root.
     """
 
     layers: tuple[Path, ...]
     shares: tuple[tuple[Path, str], ...]
     image: str
-    tools: tuple[Path, ...]
+    qemu: Path
     accelerator: Accelerator
     cpus: int = 1
     memory_mb: int = 1024
     posix_acl: bool = True
+
+    @property
+    def root(self) -> Path:
+        """The root file system under the other layers."""
+        return self.layers[-1]
+
+    @property
+    def programs(self) -> tuple[Path, ...]:
+        """Directories with the programs that virtme-ng looks for in PATH."""
+        return (TOOLS, virtiofsd(self.root).parent)
 
     @property
     def cpu_model(self) -> str:
@@ -72,6 +88,7 @@ class Machine:
             str(Path(sys.executable).parent / "vng"),
             "--root", str(root),
             "--run", str(root / self.image),
+            "--qemu", str(self.qemu),
             "--user", "root",
             "--cpus", str(self.cpus),
             "--memory", f"{self.memory_mb}M",

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.agent.channel import ChannelError, Reader, pack
@@ -63,6 +63,82 @@ def sweep() -> int:
     return swept
 
 
+class Scratch:
+    """A VM's directory on the host, locked as long as this process lives."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch_root()))
+        self._lock = (self.path / "lock").open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.root = self.path / "root"
+        for name in ("root", "tmp", "home"):
+            (self.path / name).mkdir()
+
+    def environment(self, machine: Machine) -> dict[str, str]:
+        """virtme-ng leaves its temporary files and its settings in here, not at home."""
+        environment = Path(sys.executable).parent
+        path = [*(str(p) for p in (*machine.programs, environment))]
+        return {
+            "PATH": ":".join([*path, os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]),
+            "HOME": str(self.path / "home"),
+            "TMPDIR": str(self.path / "tmp"),
+            "LC_ALL": "C.UTF-8",
+            "TERM": os.environ.get("TERM", "dumb"),
+            "COHABIT_GUEST_ROOT": str(machine.root),
+        }
+
+    def wrap(self, machine: Machine, command: list[str]) -> list[str]:
+        """The command in a namespace of its own that ends with this process."""
+        argv = namespace.command(
+            command,
+            lowers=machine.layers,
+            mountpoint=self.root,
+            binds=[(path, target, False) for path, target in machine.shares],
+        )
+        return ["setpriv", "--pdeathsig", "KILL", *argv]
+
+    def close(self) -> None:
+        """Removes the directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def interact(machine: Machine, command: str | None = None) -> int:
+    """Boots the machine for a person on this terminal; returns the command's status."""
+    with contextlib.closing(Scratch()) as scratch:
+        argv = scratch.wrap(machine, machine.shell_command(scratch.root, command))
+        with subprocess.Popen(argv, cwd=scratch.path, env=scratch.environment(machine)) as guest:
+            try:
+                return guest.wait()
+            except BaseException:
+                guest.kill()
+                raise
+
+
+def bare_boot(machine: Machine) -> float:
+    """Seconds from starting ``vng`` to the first output of a command in the guest."""
+    with contextlib.closing(Scratch()) as scratch:
+        argv = scratch.wrap(machine, machine.shell_command(scratch.root, "echo up"))
+        began = time.monotonic()
+        with subprocess.Popen(
+            argv,
+            cwd=scratch.path,
+            env=scratch.environment(machine),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as guest:
+            try:
+                output, errors = guest.stdout, guest.stderr
+                assert output is not None
+                assert errors is not None
+                if not output.readline().strip():
+                    raise InfraError(f"vng failed: {errors.read().decode(errors='replace')}")
+                return time.monotonic() - began
+            finally:
+                guest.kill()
+
+
 class GuestGoneError(Exception):
     """The VM ended, or closed the agent's channel, while it was needed."""
 
@@ -80,12 +156,9 @@ class Process:
 
     def __init__(self, machine: Machine, on_console: Callable[[float, bytes], None]) -> None:
         self._on_console = on_console
-        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch_root()))
         self._stack = contextlib.ExitStack()
-        self._stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        self._scratch = self._stack.enter_context(contextlib.closing(Scratch()))
         try:
-            self._lock = self._stack.enter_context((self._directory / "lock").open("wb"))
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._start(machine)
         except BaseException:
             self._stack.close()
@@ -94,7 +167,7 @@ class Process:
     def _listen(self, name: str) -> socket.socket:
         listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
         # Through /proc, so that the length of our own path does not matter.
-        directory = os.open(self._directory, os.O_PATH)
+        directory = os.open(self._scratch.path, os.O_PATH)
         try:
             listener.bind(f"/proc/self/fd/{directory}/{name}")
         finally:
@@ -107,21 +180,12 @@ class Process:
         self._agent_listener = self._listen(AGENT_SOCKET)
         self._qmp_listener = self._listen(QMP_SOCKET)
         self._sysrq_listener = self._listen(SYSRQ_SOCKET)
-        root = self._directory / "root"
-        for name in ("root", "tmp", "home"):
-            (self._directory / name).mkdir()
-        self.command = machine.agent_command(root)
-        argv = namespace.command(
-            self.command,
-            lowers=machine.layers,
-            mountpoint=root,
-            binds=[(path, target, False) for path, target in machine.shares],
-        )
+        self.command = machine.agent_command(self._scratch.root)
         self.started = time.monotonic()
         self._popen = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *argv],
-            cwd=self._directory,
-            env=self._environment(machine.tools),
+            self._scratch.wrap(machine, self.command),
+            cwd=self._scratch.path,
+            env=self._scratch.environment(machine),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -141,17 +205,6 @@ class Process:
         ]
         for thread in self._threads:
             thread.start()
-
-    def _environment(self, tools: Sequence[Path]) -> dict[str, str]:
-        """virtme-ng leaves its temporary files and its settings in here, not at home."""
-        environment = Path(sys.executable).parent
-        path = [*(str(p) for p in (*tools, environment)), os.environ.get("PATH", os.defpath)]
-        return {
-            "PATH": ":".join([*path, "/usr/sbin", "/sbin"]),
-            "HOME": str(self._directory / "home"),
-            "TMPDIR": str(self._directory / "tmp"),
-            "LC_ALL": "C.UTF-8",
-        }
 
     def _pump_console(self) -> None:
         assert self._popen.stderr is not None

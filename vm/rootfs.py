@@ -8,6 +8,7 @@ C library matters.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -161,13 +162,44 @@ def _pipe(words: Sequence[str], unpack: Sequence[str], log: int, scratch: Path) 
 def _scratch(beside: Path) -> Iterator[Path]:
     """Give mmdebstrap a scratch directory; it is gone afterwards.
 
-    For an ordinary user mmdebstrap works as another user id, which must be able to
-    enter the directory: one in a home directory will not do.
+    For an ordinary user mmdebstrap works under other user ids, which must be able to
+    enter the directory: one in a home directory will not do.  What killed runs left in
+    the common one is removed here, the cache sees to the rest.
     """
-    name = tempfile.mkdtemp(prefix="cohabit-", dir=beside if os.geteuid() == 0 else None)
-    scratch = Path(name)
+    root = os.geteuid() == 0
+    prefix = f"cohabit-{os.geteuid()}-"
+    common = Path(tempfile.gettempdir())
+    if not root:
+        for stale in common.glob(f"{prefix}*"):
+            _clear(stale)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=beside if root else common))
     scratch.chmod(0o755)
+    # Held by what mmdebstrap runs, too: nobody clears under a survivor.
+    fd = os.open(scratch, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    held = held_fds.set((*held_fds.get(), fd))
     try:
         yield scratch
     finally:
+        held_fds.reset(held)
+        os.close(fd)
+        _clear(scratch)
+
+
+def _clear(scratch: Path) -> None:
+    """Remove a scratch directory of this user unless somebody still works in it."""
+    try:
+        fd = os.open(scratch, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(scratch, ignore_errors=True)
+        if scratch.exists():
+            # What is left belongs to the user's subordinate ids.
+            words = ["unshare", "-U", "--map-root-user", "--map-auto", "rm", "-rf", str(scratch)]
+            subprocess.run(words, capture_output=True, env=plain_env(), check=False)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 import traceback
@@ -29,11 +30,13 @@ def main(port: str) -> int:
         if request is None or request.get("op") == "bye":
             return 0
         reply = {"id": request.get("id"), "t0": time.monotonic()}
+        user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         try:
             reply["result"] = service.handle(request)
         except Exception:
             reply["error"] = traceback.format_exc()
         reply["t1"] = time.monotonic()
+        reply["user"] = resource.getrusage(resource.RUSAGE_SELF).ru_utime - user
         _write(fd_out, pack(reply))
 
 

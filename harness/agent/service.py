@@ -175,6 +175,7 @@ class Service:
 
     @staticmethod
     def _ftrace_enabled() -> int:
+        """The sysctl; -1 where it can't be read: ftrace has shut itself down (ENODEV)."""
         return int((system.read(FTRACE_ENABLED) or "-1").strip())
 
     def _observe(self, functions: list[str]) -> dict[str, Any]:

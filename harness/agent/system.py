@@ -58,12 +58,18 @@ def module_loaded(name: str) -> bool:
 
 
 def read(path: str) -> Optional[str]:
-    """The file's text, or None where there is no such file."""
+    """The file's text, or None where there is no such file (any more)."""
     try:
         with open(path, "rb") as file:
             return file.read().decode("utf-8", "backslashreplace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        # A sysfs file whose object is going away (fs/kernfs/file.c), or a sysctl
+        # of an ftrace that has shut itself down.
+        if error.errno == errno.ENODEV:
+            return None
+        raise
 
 
 def write(path: str, text: str) -> int:

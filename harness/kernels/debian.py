@@ -96,7 +96,7 @@ def _assemble(release: str, by_name: Mapping[str, list[Package]]) -> Release | N
     for form in _IMAGE_NAMES:
         for package in by_name.get(form.format(release), ()):
             # From 7.2 on linux-image-REL is empty and depends on the real one.
-            empty = f"linux-binary-{release}" in package.depends
+            empty = "linux-binary-" in package.depends
             if not empty and (image is None or older(image.version, package.version)):
                 image = package
         if image:

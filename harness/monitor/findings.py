@@ -25,8 +25,8 @@ FINGERPRINT_FRAMES = 5
 # of what went wrong: printers, traps, checkers, the timer tick.
 _MACHINERY = re.compile(
     r"""(?: _*dump_stack(?:_lvl)? | dump_backtrace | show_(?:stack|regs|trace_log_lvl)
-    | v?panic | _?v?printk | nmi_\w+ | \w*trigger_\w+backtrace\w* | arch_trigger_\w+
-    | _*warn(?:_\w+)? | report_bug\w* | handle_bug\w* | call_break_hook | bug_(?:brk_)?handler
+    | v?panic | check_panic_on_warn | _?v?printk | nmi_\w+ | \w*trigger_\w+backtrace\w*
+    | _*warn(?:_\w+)? | _*report_bug\w* | handle_bug\w* | call_break_hook | bug_(?:brk_)?handler
     | brk_handler | do_debug_exception | el1h?_\w+ | _*die(?:_\w+)? | oops_\w+ | make_task_dead
     | (?:asm_)?(?:exc|sysvec)_\w+ | __sysvec_\w+ | \w*page_fault_oops | no_context
     | _*bad_area\w* | do_(?:error_)?trap | do_page_fault | do_kern_addr_fault
@@ -47,7 +47,7 @@ _MACHINERY = re.compile(
 # BPF program (kernel/bpf/core.c, bpf_get_prog_name(); trampoline.c).
 _COMPILER_SUFFIX = re.compile(r"(?:\.(?:isra|constprop|part|cold|llvm)(?:\.\d+)?)+$")
 _BPF_NAME = re.compile(r"^(bpf_prog|bpf_trampoline)_[0-9a-f]+")
-_NUMBER = re.compile(r"0x[0-9a-f]+|\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b|\d+")
+_NUMBER = re.compile(r"\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b|\d+")
 
 
 @dataclass(frozen=True)

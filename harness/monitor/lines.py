@@ -58,10 +58,7 @@ def parse_lines(text: str) -> list[Line]:
         text = _ESCAPE.sub("", text)
     if _CONTROL.search(text):
         text = _CONTROL.sub("", text)
-    if "\r" in text:
-        pieces = [piece for piece in text.split("\r") if piece] or [""]
-    else:
-        pieces = [text]
+    pieces = [piece for piece in text.split("\r") if piece] or [""]
     return [line for piece in pieces for line in _at_stamps(piece)]
 
 

@@ -92,7 +92,7 @@ class _Writer:
     def _line(self, text: str = "", style: str = "", indent: int = 0) -> None:
         """One paragraph, wrapped at words with its indent kept."""
         width = self.console.width - indent
-        for part in _wrap(text, width):
+        for part in _wrap(printable(text), width):
             self.console.print(Text(" " * indent + part, style), soft_wrap=True)
 
     def _raw(self, text: str, indent: int, style: str = "") -> None:

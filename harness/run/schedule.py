@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,6 @@ class Work:
     profile: Profile
     make: TargetMaker
     scenarios: Sequence[Scenario]
-    described: Mapping[str, Any]
     queue: collections.deque[tuple[Scenario, int]] = field(default_factory=collections.deque)
     workers: int = 0
     failed_boots: int = 0
@@ -52,7 +51,7 @@ class Schedule:
         self._record = record
         self._jobs = jobs
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stop = threading.Event()
         self._targets: dict[str, Target] = {}
         self._vms = 0
         self._errors: list[BaseException] = []
@@ -78,7 +77,7 @@ class Schedule:
     def stop(self) -> None:
         """Ends all VMs and lets the workers finish."""
         with self._lock:
-            self._stopping = True
+            self._stop.set()
             targets = list(self._targets.values())
         for target in targets:
             target.abort()
@@ -98,7 +97,7 @@ class Schedule:
     def _next_work(self) -> Work | None:
         """The kernel with the most left to do for each VM that would be on it."""
         with self._lock:
-            if self._stopping:
+            if self._stop.is_set():
                 return None
             open_works = [
                 w for w in self._works
@@ -112,7 +111,7 @@ class Schedule:
 
     def _take(self, work: Work) -> tuple[Scenario, int] | None:
         with self._lock:
-            return work.queue.popleft() if work.queue and not self._stopping else None
+            return work.queue.popleft() if work.queue and not self._stop.is_set() else None
 
     def _one_vm(self, work: Work) -> None:
         """Boots one VM and runs scenarios on it until there are none or it is lost."""
@@ -122,7 +121,7 @@ class Schedule:
         target = work.make(name)
         with self._lock:
             self._targets[name] = target
-            if self._stopping:
+            if self._stop.is_set():
                 return
         end: dict[str, Any] = {"reason": "done"}
         try:
@@ -130,7 +129,7 @@ class Schedule:
             if self._boot(session, work, end):
                 self._run_all(session, work, end)
         finally:
-            if self._stopping:
+            if self._stop.is_set():
                 end = {"reason": "stopped"}
             if end["reason"] != "done":
                 end["console_tail"] = list(target.console_tail())
@@ -144,7 +143,7 @@ class Schedule:
             session.start()
         except AccidentError as accident:
             self._accident(accident, end)
-            if self._stopping:
+            if self._stop.is_set():
                 return False
             with self._lock:
                 work.failed_boots += 1
@@ -172,7 +171,7 @@ class Schedule:
                 return
             except AccidentError as accident:
                 self._accident(accident, end)
-                if accident.verdict in _RETRIED and attempt == 1 and not self._stopping:
+                if accident.verdict in _RETRIED and attempt == 1 and not self._stop.is_set():
                     self._record.note(
                         f"{work.kernel}: {scenario.name}: {accident}; once more on a fresh VM",
                         "warning",

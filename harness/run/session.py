@@ -13,8 +13,9 @@ from typing import Any
 from harness.errors import InfraError
 from harness.monitor import Monitor, Severity
 from harness.oracle import Mismatch, Observation, compare, observation
+from harness.policy.known import explanation
 from harness.policy.predict import applies, planned, predict
-from harness.policy.profile import Profile
+from harness.policy.profile import Profile, release_version
 from harness.policy.state import State
 from harness.scenario.functions import FUNCTIONS
 from harness.scenario.steps import Attach, Scenario
@@ -118,6 +119,7 @@ class Session:
             raise AccidentError("INFRA", str(error)) from error
         result: dict[str, Any] = dict(reply["result"])
         result["agent_s"] = reply["t1"] - reply["t0"]
+        result["user_s"] = reply["user"]
         return result
 
     def run(self, scenario: Scenario, identity: str, attempt: int = 1) -> str:
@@ -141,8 +143,10 @@ class Session:
             self._end(identity, accident.verdict, accident.detail)
             raise
 
-    def _end(self, identity: str, verdict: str, reason: str) -> str:
-        self._record.event("scenario_end", scenario=identity, verdict=verdict, reason=reason)
+    def _end(self, identity: str, verdict: str, reason: str, **more: str) -> str:
+        self._record.event(
+            "scenario_end", scenario=identity, verdict=verdict, reason=reason, **more
+        )
         return verdict
 
     def _run(self, scenario: Scenario, identity: str) -> str:
@@ -155,7 +159,11 @@ class Session:
         residue, late = self._clean()
         splats += late
         if splats:
-            self._end(identity, "SPLAT", splats[0])
+            version = release_version(self._kernel)
+            if known := explanation(scenario.name, version, splats[0]):
+                self._end(identity, "XFAIL", f"{splats[0]} ({known.page})", xfail=known.name)
+            else:
+                self._end(identity, "SPLAT", splats[0])
             raise PoisonedError(splats[0])
         if residue:
             self._end(identity, "FAIL", f"left behind: {residue}")
@@ -203,6 +211,7 @@ class Session:
                 registry_text=reply["enabled_functions"] or "",
                 log=list(seen.log),
                 agent_s=round(reply["agent_s"], 4),
+                user_s=round(reply["user_s"], 4),
                 host_s=round(time.monotonic() - sent, 4),
             )
             self._say_unknown(seen)

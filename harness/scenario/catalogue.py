@@ -90,9 +90,27 @@ def ftrace_enabled() -> Iterator[Scenario]:
         for name, steps in (
             ("off-on", (attach, off, on, detach)),
             ("attach-while-off", (off, attach, on, again, detach)),
-            ("detach-while-off", (attach, off, detach, on)),
+            # Back at once on the same function: see stale_regs below.
+            ("detach-while-off", (attach, off, detach, on, again, detach)),
         ):
             yield Scenario(f"{attacher}/ftrace_enabled:{name}", (function,), steps)
+
+
+def stale_regs() -> Iterator[Scenario]:
+    """docs/findings/stale-regs.md: detached while off, then another function is used."""
+    first, other = PLAIN_FUNCTION, "version_proc_show"
+    yield Scenario(
+        "ops-regs/ftrace_enabled:detach-while-off/then:ops",
+        (first, other),
+        (
+            Attach("a", "ops-regs", first),
+            Write(FTRACE_ENABLED, "0"),
+            Detach("a"),
+            Write(FTRACE_ENABLED, "1"),
+            Attach("b", "ops", other),
+            Detach("b"),
+        ),
+    )
 
 
 #: The functions on which everything is tried alone by default.
@@ -104,6 +122,7 @@ def default() -> tuple[Scenario, ...]:
     return (
         *pairs(),
         *ftrace_enabled(),
+        *stale_regs(),
         *(s for name in FUNCTIONS for s in singles(name)),
     )
 

@@ -184,7 +184,7 @@ def records(draw: st.DrawFn, form: Form) -> Record:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-@unhurried
+@settings(unhurried, max_examples=40)
 @given(data=st.data())
 def test_valid_records_come_back_exactly(form: Form, data: st.DataObject) -> None:
     wanted = tuple(data.draw(st.lists(records(form), max_size=5)))

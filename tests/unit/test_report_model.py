@@ -49,7 +49,7 @@ def test_counts_have_the_repeated_attempt_once() -> None:
     assert sum(model.counts().values()) == model.run.planned == len(model.scenarios)
     assert model.counts()["LOST"] == 1
     assert [s.attempt for s in model.repeated()] == [1, 1]
-    assert list(model.counts())[0] == "HANG"
+    assert next(iter(model.counts())) == "HANG"
     assert model.not_started() == 0
 
 

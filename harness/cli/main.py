@@ -1,0 +1,72 @@
+# PYTHON_ARGCOMPLETE_OK
+# SPDX-License-Identifier: GPL-2.0-only
+"""The parser, and the one place where an error becomes a message and a status."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import argcomplete
+
+from harness import __version__
+from harness.errors import CohabitError
+
+from . import bench, completion, doctor, kernels, list_, report, run, selftest, shell
+
+_DESCRIPTION = """\
+Can a livepatch, a direct trampoline and BPF programs live on the same kernel
+function, in every order of arrival and departure? cohabit boots the kernel,
+does it, and compares every step with the ftrace policy."""
+
+_EPILOG = """\
+examples:
+  cohabit run                        the default scenarios on the default kernel
+  cohabit run --kernel debian:7.2    on another one
+  cohabit list 'livepatch+*'         what there is to run
+  cohabit doctor                     what this machine has and lacks
+
+`cohabit COMMAND --help` has more of them. Exit status: 0 all passed, 1 something
+failed, 2 bad usage, 3 the host or the network is at fault, 130 interrupted."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="cohabit",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"cohabit {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for module in (run, list_, report, kernels, shell, doctor, bench, selftest, completion):
+        module.register(commands)
+    return top
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status."""
+    top = parser()
+    argcomplete.autocomplete(top)
+    args = top.parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status: int = args.handler(args)
+    except KeyboardInterrupt:
+        print("cohabit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        return 0
+    except CohabitError as error:
+        print(f"cohabit: {error}", file=sys.stderr)
+        return error.exit_status
+    return status
