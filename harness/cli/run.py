@@ -177,8 +177,8 @@ def run(args: argparse.Namespace) -> int:
         status = 130 if interrupted else exit_status(model)
         record.event(
             "run_end",
-            counts=model.counts,
-            steps=model.witnessed_steps,
+            counts=model.counts(),
+            steps=model.witnessed_steps(),
             exit_status=status,
             interrupted=interrupted,
         )

@@ -39,7 +39,7 @@ _MACHINERY = re.compile(
     | debug_(?:print_)?object\w* | object_err | check_bytes_and_report | slab_\w*(?:bug|err)\w*
     | watchdog_\w+ | softlockup_\w+ | rcu_(?:dump_cpu_stacks|sched_clock_irq|check_\w+)
     | update_process_times | tick_\w+ | _*hrtimer_\w+ | local_apic_timer_interrupt
-    | smp_apic_timer_interrupt | apic_timer_interrupt | report_cfi_failure | handle_cfi_failure
+    | (?:smp_)?apic_timer_interrupt | asm_call_\w+ | report_cfi_failure | handle_cfi_failure
     )""",
     re.VERBOSE,
 )

@@ -28,10 +28,10 @@ _PAUSE = 1.0
 class _Report:
     """A report that is coming in."""
 
-    def __init__(self, start: Start, line: Line, before: list[Line]) -> None:
+    def __init__(self, start: Start, line: Line) -> None:
         self.start = start
         self.end = start.end
-        self.lines = [earlier.full for earlier in before]
+        self.lines: list[str] = []
         self.first = line.text
         self.title = ""
         self.time = line.time
@@ -165,8 +165,7 @@ class _Stream:
                 return self._add(report, line)
         closed = self._close(line.caller)
         if start is not None:
-            before = [rule] if rule is not None else []
-            self._begin(start, line, before)
+            self._begin(start, line, rule)
         elif patterns.RULE.match(line.text):
             self._rules[line.caller] = line
         return closed
@@ -174,8 +173,13 @@ class _Stream:
     def finish(self) -> list[Finding]:
         return [finding for caller in list(self._open) for finding in self._close(caller)]
 
-    def _begin(self, start: Start, line: Line, before: list[Line]) -> None:
-        report = _Report(start, line, before)
+    def _begin(self, start: Start, line: Line, rule: Line | None) -> None:
+        report = _Report(start, line)
+        if rule is not None:
+            report.lines.append(rule.full)
+            # UBSAN had rules before it had markers (lib/ubsan.c until 5.12).
+            if report.end is End.MARKED:
+                report.end = End.RULED
         report.nameless = line.text == patterns.CUT
         self._panicked = self._panicked or start.kind == "panic"
         self._open[line.caller] = report

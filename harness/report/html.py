@@ -77,7 +77,7 @@ def render(model: RunModel) -> str:
         vm_failures=model.vm_failures(),
         consoles=[vm for vm in model.vms.values() if vm.console_tail or vm.backtraces],
     )
-    return page + "\n"
+    return page.strip() + "\n"
 
 
 def headline(model: RunModel) -> str:

@@ -224,6 +224,11 @@ class RunModel:
         step = Step(int(e["index"]), e.get("step", {}), e.get("predicted") or {}, self.seconds)
         self.attempts[scenario.id] = replace(scenario, steps=(*scenario.steps, step))
 
+    def _on_step_skip(self, e: Mapping[str, Any]) -> None:
+        scenario = self.attempts[e["scenario"]]
+        skipped = scenario.skipped | {int(e["index"])}
+        self.attempts[scenario.id] = replace(scenario, skipped=skipped)
+
     def _on_step_end(self, e: Mapping[str, Any]) -> None:
         scenario = self.attempts[e["scenario"]]
         begun = next(s for s in scenario.steps if s.index == e["index"])

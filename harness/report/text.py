@@ -158,9 +158,9 @@ class _Writer:
         self._line(f"{scenario.kernel}, {scenario.vm}{attempt}: {scenario.reason}", indent=2)
         for step in scenario.steps:
             self._step(scenario, step)
-        for number, spec in enumerate(scenario.planned[len(scenario.steps) :]):
+        for index, spec in scenario.unreached():
             title = step_title(spec, scenario.attachers())
-            self._line(f"{len(scenario.steps) + number + 1}. {title}: not reached", "dim", 2)
+            self._line(f"{index + 1}. {title}: not reached", "dim", 2)
         vm = self.model.vms.get(scenario.vm)
         if vm is not None and vm.verdict == verdict:
             self._vm_lines(vm)

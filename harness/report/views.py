@@ -124,7 +124,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One attempt at a scenario.  ``planned`` are the step objects it was to do."""
+    """One attempt at a scenario.
+
+    ``planned`` are the step objects it was to do; ``skipped`` the indexes of those
+    that did not apply (detaching what had been refused).
+    """
 
     id: str
     name: str
@@ -137,6 +141,7 @@ class Scenario:
     planned: tuple[Mapping[str, Any], ...]
     started_t: float
     steps: tuple[Step, ...] = ()
+    skipped: frozenset[int] = frozenset()
     recorded_verdict: str = ""
     recorded_reason: str = ""
     xfail: str = ""
@@ -179,6 +184,11 @@ class Scenario:
             return bad
         return self.steps[-1:]
 
+    def unreached(self) -> list[tuple[int, Mapping[str, Any]]]:
+        """Index and step object of each planned step that was neither begun nor skipped."""
+        known = {step.index for step in self.steps} | self.skipped
+        return [(i, spec) for i, spec in enumerate(self.planned) if i not in known]
+
     def attachers(self) -> dict[str, str]:
         """Attachment id to attacher, by the planned steps."""
         return {
@@ -199,8 +209,9 @@ class Scenario:
             if step.mismatches or step.observed is None:
                 fault = "has mismatches" if step.mismatches else "has no result"
                 return f"recorded as PASS, but step {step.index + 1} {fault}"
-        if len(self.steps) < len(self.planned):
-            return f"recorded as PASS after {len(self.steps)} of {len(self.planned)} steps"
+        if left := len(self.unreached()):
+            done = len(self.planned) - left
+            return f"recorded as PASS after {done} of {len(self.planned)} steps"
         return ""
 
 

@@ -14,6 +14,7 @@ from harness.scenario.steps import Scenario
 from harness.target.protocol import Target
 
 from .record import Record
+from .requirements import needs_compiler
 from .session import AccidentError, PoisonedError, Session
 
 #: A second VM for the same kernel is booted only for more work than this.
@@ -140,13 +141,16 @@ class Schedule:
 
     def _boot(self, session: Session, work: Work, end: dict[str, Any]) -> bool:
         try:
-            session.start()
+            with self._lock:
+                compile_bpf = any(needs_compiler(scenario) for scenario, _ in work.queue)
+            session.start(compile_bpf)
         except AccidentError as accident:
             self._accident(accident, end)
             if self._stop.is_set():
                 return False
             with self._lock:
                 work.failed_boots += 1
+                # A kernel that does not come up will not; anything else gets one more try.
                 give_up = accident.verdict == "BOOT_FAIL" or work.failed_boots >= _BOOTS
                 rest = list(work.queue) if give_up else []
                 if give_up:

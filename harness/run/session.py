@@ -22,7 +22,7 @@ from harness.scenario.steps import Attach, Scenario
 from harness.target.protocol import Target, TargetGoneError, TargetSilentError
 
 from .record import Record
-from .requirements import needs_compiler, skip_reason
+from .requirements import skip_reason
 
 #: Seconds on a fast machine; the target scales them.
 BOOT_TIMEOUT = 12.0
@@ -64,11 +64,13 @@ class Session:
         self._profile = profile
         self._record = record
         self._facts: dict[str, Any] = {}
-        self._compiled = False
         self._understood: set[str] = set()
 
-    def start(self) -> None:
-        """Boots, greets the agent, loads the modules; writes ``vm_start`` and ``vm_ready``."""
+    def start(self, compile_bpf: bool = False) -> None:
+        """Boots, greets the agent, loads the modules; writes ``vm_start`` and ``vm_ready``.
+
+        ``compile_bpf``: compiles the BPF programs too, where the kernel can have them.
+        """
         began = time.monotonic()
         self._record.event("vm_start", vm=self._vm, kernel=self._kernel, **self._target.start())
         try:
@@ -89,6 +91,8 @@ class Session:
             raise
         boot = time.monotonic() - began
         self._facts = {**hello, **self._request(STEP_TIMEOUT, op="modules")}
+        if compile_bpf and self._facts["vmlinux_btf"]:
+            self._request(COMPILE_TIMEOUT, op="compile")
         self._record.event("vm_ready", vm=self._vm, boot_s=round(boot, 3), facts=self._facts)
 
     @property
@@ -152,9 +156,6 @@ class Session:
     def _run(self, scenario: Scenario, identity: str) -> str:
         if reason := skip_reason(scenario, self._facts):
             return self._end(identity, "SKIP", reason)
-        if needs_compiler(scenario) and not self._compiled:
-            self._request(COMPILE_TIMEOUT, op="compile")
-            self._compiled = True
         mismatches, splats = self._steps(scenario, identity)
         residue, late = self._clean()
         splats += late
@@ -184,6 +185,7 @@ class Session:
         )
         for index, step in enumerate(scenario.steps):
             if not applies(state, step):
+                self._record.event("step_skip", scenario=identity, index=index)
                 continue
             act = step.to_json()
             if isinstance(step, Attach):

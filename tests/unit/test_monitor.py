@@ -151,7 +151,7 @@ def test_byte_by_byte(name: str) -> None:
     assert seen.findings == run(data)
 
 
-@pytest.mark.parametrize("name", ["6.12-sysrq-c", "6.12-livepatch-refused"])
+@pytest.mark.parametrize("name", ["6.12-hung-task", "6.12-livepatch-refused"])
 def test_two_chunks_whole(name: str) -> None:
     """The plain form of the test above, on short consoles."""
     data = read(name)

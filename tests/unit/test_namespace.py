@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,18 +77,22 @@ def test_sigkill_of_the_outermost_ends_everything(tmp_path: Path, mnt: Path) -> 
     script = "sh -c 'echo $$; exec sleep 600' & wait"
     words = command(["sh", "-c", script], lowers=[layer(tmp_path / "root")], mountpoint=mnt)
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    (init,) = _children(process.pid)
+    handles = [os.pidfd_open(pid) for pid in (init, *_children(init))]
+    assert len(handles) == 2
+    process.kill()
+    process.stdout.close()
+    process.wait()
     try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        (init,) = _children(process.pid)
-        handles = [os.pidfd_open(pid) for pid in (init, *_children(init))]
-        assert len(handles) == 2
+        for handle in handles:
+            assert select.select([handle], [], [], 60)[0], "a process outlived its namespace"
     finally:
-        process.kill()
-        process.communicate()
-    for handle in handles:
-        assert select.select([handle], [], [], 60)[0], "a process outlived its namespace"
-        os.close(handle)
+        for handle in handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
     assert str(mnt) not in Path("/proc/self/mountinfo").read_text()
 
 

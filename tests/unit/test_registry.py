@@ -205,6 +205,15 @@ def test_subops_without_an_owner_are_unknown() -> None:
     assert record.unknown == ("subops: {s+0x0/0x1}",)
 
 
+def test_subops_belong_to_the_entry_right_before_them() -> None:
+    record = only(
+        "f (1)\ttramp: 0x10 (g+0x0/0x1)\tsubops: {s+0x0/0x1}\tsubops: {t+0x0/0x1}"
+        "\tops: ERROR!\tsubops: {u+0x0/0x1}\n"
+    )
+    assert record.tramp[0].subops == (SubOps(func=named("s", 1)),)
+    assert record.unknown == ("subops: {t+0x0/0x1}", "subops: {u+0x0/0x1}")
+
+
 def test_a_cut_symbol_is_not_taken_for_a_shorter_one() -> None:
     record = only("f (1) R   D\ttramp: ftrace_regs_caller+0x0/0x58 (call_dir")
     assert record.tramp == ()

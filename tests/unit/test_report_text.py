@@ -205,3 +205,4 @@ def test_progress_honours_the_terminal(
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", out.getvalue())
     if name == "TERM":
         assert "\x1b" not in out.getvalue()
+        assert "[164/164] PASS" in out.getvalue()  # the plain lines instead
