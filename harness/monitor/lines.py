@@ -73,7 +73,7 @@ def _at_stamps(text: str) -> list[Line]:
         if found is None:
             bracket = text.find("[", bracket + 1)
             continue
-        if found.start() > rest or stamp is not None:
+        if found.start() > rest:
             lines.append(_line(text[rest : found.start()], stamp, rest))
         stamp, rest = found, found.start()
         bracket = text.find("[", found.end())

@@ -53,6 +53,7 @@ def render(model: RunModel) -> str:
         anchor=lambda s: anchors[s.id],
         tone=lambda s: TONES[mark_of(s)],
         tones=TONES,
+        mark_of=mark_of,
         legend=LEGEND,
         timeline=timeline.build,
         row_height=timeline.ROW,

@@ -98,6 +98,7 @@ def _scenario(model: RunModel, scenario: Scenario, counts: bool) -> dict[str, An
 
 def _step(scenario: Scenario, step: Step) -> dict[str, Any]:
     return {
+        "index": step.index,
         "title": step_title(step.spec, scenario.attachers()),
         "errno": step.errno,
         "errno_name": errno_name(step.errno),

@@ -10,7 +10,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from harness.report import ktap
 from harness.report.model import RunModel
 from harness.report.views import NO_RESULT, Scenario
-from harness.report.words import mismatch_summary, printable, state_of_run
+from harness.report.words import brief, printable, state_of_run
 
 
 def render(model: RunModel) -> str:
@@ -35,7 +35,7 @@ def render(model: RunModel) -> str:
         for vm in model.vm_failures():
             if vm.kernel == kernel.id:
                 suite.add_testcase(
-                    _error(kernel.id, vm.id, f"{vm.verdict}: {vm.detail}", ktap.vm_lines(vm))
+                    _error(kernel.id, vm.id, f"{vm.verdict}: {brief(vm.detail)}", ktap.vm_lines(vm))
                 )
         xml.add_testsuite(suite)
     if model.cut_short or model.run.interrupted or model.not_started():
@@ -50,7 +50,7 @@ def render(model: RunModel) -> str:
 
 def _case(model: RunModel, scenario: Scenario) -> TestCase:
     case = TestCase(printable(scenario.name), _class(scenario.kernel), round(scenario.seconds, 3))
-    message = printable(mismatch_summary(scenario))
+    message = printable(brief(scenario.reason))
     verdict = scenario.verdict
     if verdict == "PASS":
         return case

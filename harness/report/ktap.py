@@ -10,6 +10,7 @@ from __future__ import annotations
 from harness.report.model import RunModel
 from harness.report.views import HARMLESS, Scenario, Vm
 from harness.report.words import (
+    brief,
     diff,
     effect,
     outcome,
@@ -67,13 +68,13 @@ def _kernel(model: RunModel, kernel: str) -> tuple[list[str], bool]:
                 number,
                 scenario.name,
                 _DIRECTIVES.get(scenario.verdict, ""),
-                scenario.xfail or scenario.reason,
+                scenario.xfail or brief(scenario.reason),
             )
         )
     for number, vm in enumerate(vms, len(scenarios) + 1):
         lines += _comments(vm_lines(vm))
         directive = _DIRECTIVES.get(vm.verdict, "")
-        lines.append(_result(False, number, vm.id, directive, vm.detail))
+        lines.append(_result(False, number, vm.id, directive, brief(vm.detail)))
     return lines, not vms and all(s.verdict in HARMLESS for s in scenarios)
 
 
@@ -88,9 +89,14 @@ def diagnostics(model: RunModel, scenario: Scenario) -> list[str]:
     """All that a failed scenario has to tell, as lines: steps, contradictions, log, console."""
     lines = [f"{scenario.name}: {scenario.verdict}: {scenario.reason}"]
     attachers = scenario.attachers()
-    for step in scenario.steps:
+    for row in scenario.rows:
+        title = f"{row.index + 1}. {step_title(row.spec, attachers)}"
+        step = row.step
+        if step is None:
+            lines.append(f"{title}: {row.note}")
+            continue
         done = effect(step)
-        title = f"{step.index + 1}. {step_title(step.spec, attachers)}: {outcome(step)}"
+        title = f"{title}: {outcome(step)}"
         lines.append(f"{title} -> {done}" if done else title)
         for mismatch in step.mismatches:
             lines.append(f"   {subject(mismatch)} ({mismatch.rule})")

@@ -174,9 +174,11 @@ class RunModel:
 
     def _on_vm_start(self, e: Mapping[str, Any]) -> None:
         vm = str(e["vm"])
+        kernel = _text(e, "kernel")
+        self.kernels.setdefault(kernel, self.kernel_of(kernel))
         self.vms[vm] = Vm(
             vm,
-            _text(e, "kernel"),
+            kernel,
             engine=_text(e, "engine"),
             accel=_text(e, "accel"),
             accel_why=_text(e, "accel_why"),
@@ -205,11 +207,13 @@ class RunModel:
 
     def _on_scenario_start(self, e: Mapping[str, Any]) -> None:
         pair = e.get("matrix")
+        kernel = _text(e, "kernel")
+        self.kernels.setdefault(kernel, self.kernel_of(kernel))
         scenario = str(e["scenario"])
         self.attempts[scenario] = Scenario(
             scenario,
             name=_text(e, "name") or scenario,
-            kernel=_text(e, "kernel"),
+            kernel=kernel,
             vm=_text(e, "vm"),
             profile=_text(e, "profile"),
             attempt=int(e.get("attempt", 1)),

@@ -22,7 +22,7 @@ from rich.text import Text
 from harness.report.model import RunModel
 from harness.report.text import verdict_style
 from harness.report.views import HARMLESS
-from harness.report.words import duration, mismatch_summary, plural, printable, step_title
+from harness.report.words import brief, duration, plural, printable, step_title
 
 _BAR_WIDTH = 24
 
@@ -31,7 +31,7 @@ _BAR_WIDTH = 24
 class _Now:
     """What the live display shows; replaced as a whole, because another thread draws it."""
 
-    kernel: str = ""
+    kernels: str = ""
     done: int = 0
     planned: int = 0
     trouble: int = 0
@@ -114,7 +114,7 @@ class Progress:
         self._open.pop(vm.id, None)
         told = {(s.vm, s.verdict) for s in self.model.attempts.values()}
         if vm.verdict and (vm.id, vm.verdict) not in told:
-            self._say(f"{vm.id}: {vm.verdict}: {vm.detail}", verdict_style(vm.verdict))
+            self._say(f"{vm.id}: {vm.verdict}: {brief(vm.detail)}", verdict_style(vm.verdict))
         elif vm.reason in {"poisoned", "died"}:
             self._plain(f"{vm.id}: {vm.reason}")
         self._update()
@@ -133,14 +133,15 @@ class Progress:
 
     def _on_scenario_end(self, event: Mapping[str, Any]) -> None:
         scenario = self.model.attempts[event["scenario"]]
-        self._open[scenario.vm] = f"{scenario.vm}: idle"
+        if scenario.vm in self._open:
+            self._open[scenario.vm] = f"{scenario.vm}: between scenarios"
         ended = [s for s in self.model.scenarios if s.finished]
         trouble = sum(s.verdict not in HARMLESS for s in ended)
         self._now = replace(self._now, done=len(ended), trouble=trouble)
         self._update()
         verdict, bad = scenario.verdict, scenario.verdict not in HARMLESS
         text = f"{verdict:5} {scenario.name} on {scenario.kernel}"
-        why = mismatch_summary(scenario)
+        why = brief(scenario.reason)
         if bad or self._live is None:
             count = f"[{self._now.done}/{self._now.planned}] " if self._live is None else ""
             self._say(
@@ -150,13 +151,13 @@ class Progress:
 
     def _on_note(self, event: Mapping[str, Any]) -> None:
         warning = event.get("level") == "warning"
-        self._say(f"note: {event.get('text', '')}", "yellow" if warning else "")
+        self._say(f"note: {brief(str(event.get('text', '')))}", "yellow" if warning else "")
 
     def _update(self) -> None:
-        kernels = list(self.model.kernels)
+        kernels = {self.model.vms[vm].kernel for vm in self._open if vm in self.model.vms}
         self._now = replace(
             self._now,
-            kernel=kernels[-1] if kernels else "",
+            kernels=", ".join(sorted(kernels)),
             planned=self.model.run.planned,
             running=tuple(self._open.values()),
         )
@@ -175,7 +176,7 @@ class Progress:
             ),
             f"{now.done}/{now.planned}",
             trouble,
-            now.kernel,
+            Text(now.kernels, no_wrap=True, overflow="ellipsis"),
         )
         running = [Text(f"  {text}", no_wrap=True, overflow="ellipsis") for text in now.running]
         return Group(line, *running)

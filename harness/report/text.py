@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 import textwrap
 
 from rich.console import Console
@@ -16,6 +15,8 @@ from harness.report.matrix import LEGEND, Matrix
 from harness.report.model import RunModel
 from harness.report.views import Kernel, Scenario, Step, Vm
 from harness.report.words import (
+    brief,
+    command_line,
     diff,
     duration,
     effect,
@@ -23,6 +24,7 @@ from harness.report.words import (
     plural,
     printable,
     repeat_command,
+    some,
     state_of_run,
     step_title,
     subject,
@@ -37,8 +39,8 @@ _MARK_STYLES = {
 _VERDICT_STYLES = {"PASS": "green", "XFAIL": "yellow", "SKIP": "dim", "LOST": "bold yellow",
                    "INFRA": "bold yellow"}  # fmt: skip
 
-#: Names of scenarios that one difference lists before it only counts them.
-_NAMES_SHOWN = 6
+#: Lines of a console's end; the whole is in the run's console-<vm>.log.
+_TAIL = 15
 
 
 def verdict_style(verdict: str) -> str:
@@ -78,7 +80,7 @@ class _Writer:
     def write(self) -> None:
         """The sections, in order."""
         run = self.model.run
-        self._line(f"cohabit {run.cohabit}, {run.started}: {shlex.join(run.argv)}")
+        self._line(f"cohabit {run.cohabit}, {run.started}: {command_line(self.model)}")
         for kernel in self.model.kernels.values():
             self._environment(kernel)
         self._matrices()
@@ -136,31 +138,38 @@ class _Writer:
             width = max(len(value) for value in one.values)
             for value, kernels in one.by_value(list(self.model.kernels)).items():
                 self._line(f"{value:{width}}  {', '.join(kernels)}", indent=4)
-            names = list(one.names[:_NAMES_SHOWN])
-            if more := len(one.names) - len(names):
-                names.append(f"and {more} more")
-            self._line(f"{plural(len(one.names), 'scenario')}: {', '.join(names)}", "dim", 4)
+            self._line(f"{plural(len(one.names), 'scenario')}: {some(one.names)}", "dim", 4)
 
     def _vm(self, vm: Vm) -> None:
-        self._heading(f"{vm.verdict}  {vm.id}, {vm.kernel}: {vm.detail}", verdict_style(vm.verdict))
+        self._heading(
+            f"{vm.verdict}  {vm.id}, {vm.kernel}: {brief(vm.detail)}", verdict_style(vm.verdict)
+        )
         self._vm_lines(vm)
 
     def _vm_lines(self, vm: Vm) -> None:
-        for title, lines in (("console, its end:", vm.console_tail), ("stacks:", vm.backtraces)):
+        for title, lines in (
+            (f"the end of console-{vm.id}.log:", vm.console_tail[-_TAIL:]),
+            ("stacks:", vm.backtraces),
+        ):
             if lines:
-                self._line(title, indent=3)
-                self._raw("\n".join(lines), 5)
+                self._line(title, indent=2)
+                self._raw("\n".join(lines), 4)
 
     def _scenario(self, scenario: Scenario) -> None:
         verdict = scenario.verdict
         attempt = f", attempt {scenario.attempt}" if scenario.attempt > 1 else ""
         self._heading(f"{verdict}  {scenario.name}", verdict_style(verdict))
-        self._line(f"{scenario.kernel}, {scenario.vm}{attempt}: {scenario.reason}", indent=2)
-        for step in scenario.steps:
-            self._step(scenario, step)
-        for index, spec in scenario.unreached():
-            title = step_title(spec, scenario.attachers())
-            self._line(f"{index + 1}. {title}: not reached", "dim", 2)
+        where = f"{scenario.kernel}, {scenario.vm or 'no VM'}{attempt}"
+        self._line(f"{where}: {brief(scenario.reason)}", indent=2)
+        for row in scenario.rows:
+            if row.step is not None:
+                self._step(scenario, row.step)
+            else:
+                title = step_title(row.spec, scenario.attachers())
+                self._line(f"{row.index + 1}. {title}: {row.note}", "dim", 2)
+        if "\n" in scenario.reason:
+            self._line("the whole reason:", indent=2)
+            self._raw(scenario.reason, 4)
         vm = self.model.vms.get(scenario.vm)
         if vm is not None and vm.verdict == verdict:
             self._vm_lines(vm)
@@ -188,6 +197,8 @@ class _Writer:
 
     def _counts(self) -> None:
         self._line()
+        for text in dict.fromkeys(n.text for n in self.model.notes if n.level == "warning"):
+            self._line(f"warning: {brief(text)}", "yellow")
         for line in state_of_run(self.model):
             self._line(line, "bold yellow")
         counts = self.model.counts()

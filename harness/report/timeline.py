@@ -7,7 +7,7 @@ from attach to detach; under the lanes, one band a function says which body ran.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.report.views import Scenario, Step
 from harness.report.words import errno_name, plural
@@ -38,12 +38,22 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What stands over a column: the step's number (from 1) and act."""
+
+    x: int
+    number: int
+    text: str
+    bad: bool
+
+
+@dataclass(frozen=True)
 class Timeline:
     """Everything in the picture of a scenario."""
 
     width: int
     height: int
-    heads: tuple[Mark, ...]
+    heads: tuple[Head, ...]
     labels: tuple[Mark, ...]
     bars: tuple[Block, ...]
     crosses: tuple[Mark, ...]
@@ -52,8 +62,8 @@ class Timeline:
 
 
 def build(scenario: Scenario) -> Timeline:
-    """The picture of the steps that were begun."""
-    steps = scenario.steps
+    """The picture of the steps that were begun; one that did not apply has no column."""
+    steps = tuple(replace(step, index=column) for column, step in enumerate(scenario.steps))
     attachments = list(scenario.attachers().items())
     functions = list(scenario.functions)
     labels, bars, crosses, hits = [], [], [], []
@@ -75,7 +85,7 @@ def build(scenario: Scenario) -> Timeline:
     return Timeline(
         width=_x(len(steps)) + _PAD,
         height=HEAD + (len(attachments) + len(functions)) * ROW,
-        heads=tuple(_head(step) for step in steps),
+        heads=tuple(_head(step, column) for column, step in enumerate(scenario.steps)),
         labels=tuple(labels),
         bars=tuple(bars),
         crosses=tuple(crosses),
@@ -88,10 +98,9 @@ def _x(column: int) -> int:
     return LEFT + column * COLUMN
 
 
-def _head(step: Step) -> Mark:
+def _head(step: Step, column: int) -> Head:
     text = f"{step.do} {step.spec.get('id', '')}".strip()
-    bad = bool(step.mismatches) or step.observed is None
-    return Mark(_x(step.index), 0, text, "bad" if bad else "")
+    return Head(_x(column), step.index + 1, text, bool(step.mismatches) or step.observed is None)
 
 
 def _spans(steps: tuple[Step, ...], name: str) -> list[tuple[int, int]]:

@@ -11,6 +11,8 @@ from typing import Any
 ACCIDENTS = frozenset({"SPLAT", "CRASH", "HANG", "BOOT_FAIL"})
 #: No result, and not the kernel's fault as far as is known.
 NO_RESULT = frozenset({"LOST", "INFRA"})
+#: What became of a step without a record.
+NOT_REACHED, LEFT_OUT = "not reached", "left out, it did not apply"
 #: Nothing to worry about.
 HARMLESS = frozenset({"PASS", "XFAIL", "SKIP"})
 #: All verdicts, worst first: the order of every list and sum.
@@ -123,6 +125,16 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A planned step and what became of it; without ``step``, ``note`` says why."""
+
+    index: int
+    spec: Mapping[str, Any]
+    step: Step | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Scenario:
     """One attempt at a scenario.
 
@@ -184,10 +196,19 @@ class Scenario:
             return bad
         return self.steps[-1:]
 
-    def unreached(self) -> list[tuple[int, Mapping[str, Any]]]:
-        """Index and step object of each planned step that was neither begun nor skipped."""
-        known = {step.index for step in self.steps} | self.skipped
-        return [(i, spec) for i, spec in enumerate(self.planned) if i not in known]
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All planned steps in order, done or not."""
+        done = {step.index: step for step in self.steps}
+        rows = []
+        for index in range(max(len(self.planned), len(self.steps))):
+            step = done.get(index)
+            if step is not None:
+                rows.append(Row(index, step.spec, step))
+            elif index < len(self.planned):
+                note = LEFT_OUT if index in self.skipped else NOT_REACHED
+                rows.append(Row(index, self.planned[index], None, note))
+        return tuple(rows)
 
     def attachers(self) -> dict[str, str]:
         """Attachment id to attacher, by the planned steps."""
@@ -209,7 +230,7 @@ class Scenario:
             if step.mismatches or step.observed is None:
                 fault = "has mismatches" if step.mismatches else "has no result"
                 return f"recorded as PASS, but step {step.index + 1} {fault}"
-        if left := len(self.unreached()):
+        if left := sum(row.note == NOT_REACHED for row in self.rows):
             done = len(self.planned) - left
             return f"recorded as PASS after {done} of {len(self.planned)} steps"
         return ""

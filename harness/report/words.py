@@ -119,14 +119,10 @@ def diff(mismatch: Mismatch) -> list[tuple[str, str]]:
     return [("-", _value(expected)), ("+", _value(seen))]
 
 
-def mismatch_summary(scenario: Scenario) -> str:
-    """One line on why a scenario has its verdict."""
-    for step in scenario.steps:
-        for mismatch in step.mismatches:
-            (_, minus), (_, plus) = (*diff(mismatch), ("", "?"), ("", "?"))[:2]
-            text = f"step {step.index + 1}: {subject(mismatch)}: expected {minus}, seen {plus}"
-            return f"{scenario.reason}; {text}" if scenario.reason else text
-    return scenario.reason
+def brief(text: str) -> str:
+    """A long text (a traceback) as one line: its first line and its last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} \N{HORIZONTAL ELLIPSIS} {lines[-1]}"
 
 
 def repeat_command(model: RunModel, scenario: Scenario) -> str:
@@ -148,11 +144,25 @@ def state_of_run(model: RunModel) -> list[str]:
         lines.append("The last line of the record was cut off and is not in this report.")
     if missing := model.not_started():
         lines.append(f"{missing} of {model.run.planned} planned scenarios never began.")
+    repeated: dict[str, list[str]] = {}
     for first in model.repeated():
-        lines.append(
-            f"{first.name} on {first.kernel} was repeated after {first.verdict}: {first.reason}"
-        )
+        why = f"repeated on {first.kernel} after {first.verdict} ({brief(first.reason)})"
+        repeated.setdefault(why, []).append(first.name)
+    for why, names in repeated.items():
+        lines.append(f"{plural(len(names), 'scenario')} {why}: {some(names)}")
     return lines
+
+
+def command_line(model: RunModel) -> str:
+    """The command that made the run."""
+    argv = model.run.argv
+    return shlex.join(argv if argv[:1] == ("cohabit",) else ("cohabit", *argv))
+
+
+def some(names: Sequence[str], limit: int = 6) -> str:
+    """The first names, and how many more there are."""
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*names[:limit], *more])
 
 
 def duration(seconds: float) -> str:

@@ -293,7 +293,9 @@ class SampleRun:
             if what == "xfail":
                 self._verdict(scenario, "XFAIL", "share-callback", xfail="direct-share-peer")
             else:
-                self._verdict(scenario, "FAIL", "the kernel contradicts the policy")
+                first = mismatches[0]
+                why = f"{first['what']}: expected {first['expected']}, saw {first['seen']}"
+                self._verdict(scenario, "FAIL", f"{first['witness']}: {why}")
             return False
         return True
 

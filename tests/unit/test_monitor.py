@@ -197,6 +197,21 @@ def test_worst_counts_what_is_coming_in() -> None:
     assert not seen.crashed
 
 
+@pytest.mark.parametrize("end", ["---[ end Kernel panic - not syncing: ]---", "Rebooting in 1 s.."])
+def test_a_panic_is_complete_at_its_end(end: str) -> None:
+    seen = Monitor()
+    (panic,) = seen.feed(stamped(f"Kernel panic - not syncing: x\nCall Trace:\n{end}").encode())
+    assert len(panic.lines) == 3
+
+
+def test_a_record_of_many_lines() -> None:
+    seen = Monitor()
+    seen.feed_records([(4, 1.5, "BUG: Bad page state\nCall Trace:\n demo_fn+0x1/0x2")])
+    (finding,) = seen.finish()
+    assert finding.frames == ("demo_fn",)
+    assert finding.lines[2] == "[    1.500000]  demo_fn+0x1/0x2"
+
+
 def test_nothing_after_a_panic() -> None:
     end = "---[ end Kernel panic - not syncing: x ]---"
     splat = "refcount_t: underflow; use-after-free."
@@ -327,15 +342,25 @@ def test_boot_failure(name: str, reason: str | None) -> None:
     [
         ("qemu-system-x86_64: warning: TCG doesn't support requested feature", None),
         ("qemu-system-x86_64: terminating on signal 15 from pid 77 (python3)", None),
-        ("qemu-system-x86_64: -m 99T: ram size too large", "ram size too large"),
-        ("/opt/q/bin/qemu-system-aarch64: Could not open 'x'", "Could not open 'x'"),
-        ("KVM internal error. Suberror: 1", "KVM internal error. Suberror: 1"),
-        (" -- System halted", "System halted"),
-        ("EFI stub: ERROR: Failed to decompress kernel", "EFI stub: ERROR"),
-        (stamped("agent: qemu-system-x86_64: not its own line"), None),
+        *(
+            (reason, reason)
+            for reason in (
+                "qemu-system-x86_64: -m 99T: ram size too large",
+                "/opt/q/bin/qemu-system-aarch64: Could not open 'x'",
+                "KVM internal error. Suberror: 1",
+                "-- System halted",
+                "EFI stub: ERROR: Failed to decompress kernel",
+            )
+        ),
+        (stamped("qemu-system-x86_64: not its own line"), None),
+        ("qemu-kvm: late\nKernel panic - not syncing: x", "Kernel panic - not syncing: x"),
+        (
+            "Kernel panic - not syncing: x\nFailed to execute /late (error -2)",
+            "Kernel panic - not syncing: x",
+        ),
         (stamped("Initramfs unpacking failed: invalid magic"), None),
     ],
 )
 def test_boot_failure_lines(text: str, reason: str | None) -> None:
-    got = boot_failure([text.strip("\r\n")])
-    assert got is None if reason is None else got is not None and reason in got
+    got = boot_failure(text.strip("\r\n").split("\n"))
+    assert got == reason

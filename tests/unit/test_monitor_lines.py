@@ -58,6 +58,20 @@ def test_long_lines_are_cut_and_kept_apart_from_records() -> None:
         assert sum(len(text) for text, *_ in got[:-1]) == length
 
 
+def test_long_lines_are_cut_alike_in_any_chunks() -> None:
+    data = b"".join(b"%05d" % number for number in range(5000))
+    want = split(data)
+    for size in (1000, 5000, 8191, 8192, 8193, 20_000):
+        splitter = LineSplitter()
+        got = [
+            line.text
+            for at in range(0, len(data), size)
+            for line in splitter.feed(data[at : at + size])
+        ]
+        got += [line.text for line in splitter.flush()]
+        assert got == [text for text, *_ in want]
+
+
 def test_the_splitter_keeps_no_more_than_a_line() -> None:
     splitter = LineSplitter()
     splitter.feed(b"[" * 1_000_000)

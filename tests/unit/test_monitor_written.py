@@ -262,6 +262,11 @@ WRITTEN = {
         "WARNING: CPU: 0 PID: 7 at kernel/demo.c:7 demo_fn+0x10/0x20\n"
         "---[ end trace 0000000000000000 ]---", SPLAT, "WARN", "refused: BUG: not one", None, "",
         "refused"),
+    "text that looks like a first line": (
+        "------------[ cut here ]------------\nBUG: text of a WARN()\n"
+        "WARNING: CPU: 0 PID: 7 at kernel/demo.c:7 demo_fn+0x10/0x20\nRIP: 0010:demo_fn+0x10/0x20\n"
+        "---[ end trace 0000000000000000 ]---", SPLAT, "WARN", "BUG: text of a WARN()", None, "",
+        "demo_fn"),
     "double fault": ("traps: PANIC: double fault, error_code: 0x0\nCPU: 0 PID: 7 Comm: a b"
                      " Not tainted\n---[ end trace 0 ]---", CRASH, "oops",
                      "traps: PANIC: double fault", 0, "a b/7", ""),
@@ -302,7 +307,10 @@ def test_written_from_the_source(name: str) -> None:
     assert (finding.severity, finding.kind) == (severity, kind)
     assert finding.title.startswith(title)
     assert (finding.cpu, finding.process) == (cpu, process)
-    assert finding.fingerprint.startswith(f"{kind}: {place}")
+    if finding.frames:
+        assert finding.fingerprint == f"{kind}: {place}"
+    else:
+        assert finding.fingerprint.startswith(f"{kind}: {place}")
     assert not any("Freeing unused" in line for line in finding.lines)
 
 
@@ -421,11 +429,42 @@ def test_all_kinds_are_tested() -> None:
         " dump_stack+0x10/0x20",
         "---[ end trace 0000000000000000 ]---",
         "=" * 60,
+        "=" * 60 + "\nunrelated\nWARNING: a driver's own words",
+        "WARNING: a driver's own words",
     ],
 )
 def test_no_finding(text: str) -> None:
     assert run(stamped(text).encode()) == ()
     assert run(f"{text}\n".encode()) == ()
+
+
+def kinds(text: str) -> list[str]:
+    return [finding.kind for finding in run(stamped(text).encode())]
+
+
+def test_what_follows_a_report_is_not_in_it() -> None:
+    for text in (LOCKDEP, SLEEPING, HARD_LOCKUP):
+        finding = one(stamped(text + "unrelated, at once"))
+        assert not any("unrelated" in line for line in finding.lines)
+
+
+def test_patience_ends() -> None:
+    text = "watchdog: BUG: soft lockup - CPU#0 stuck for 3s! [x:1]" + "\nunrelated" * 100
+    assert len(one(stamped(text)).lines) == 13
+
+
+def test_a_panic_or_a_second_fault_ends_a_report() -> None:
+    first = "BUG: unable to handle page fault for address: 0\nOops: 2 [#1]\nCall Trace:\n f+0x1/0x2"
+    second = "BUG: unable to handle page fault for address: 1\nOops: 0002 [#2]"
+    assert kinds(f"{first}\n{second}") == ["oops", "oops"]
+    assert kinds(f"{patterns.CUT}\nKernel panic - not syncing: x") == ["WARN", "panic"]
+
+
+def test_a_harmless_line_does_not_end_a_report() -> None:
+    text = f"{patterns.CUT}\nWARNING: CPU: 0 PID: 1 at a.c:1\nx[7]: segfault at 8 ip 0"
+    text += "\n---[ end trace 0 ]---\nx[7]: segfault at 8 ip 0"
+    assert kinds(text) == ["WARN", "user-fault"]
+
 
 
 def test_bpf_and_compiler_names_do_not_change_a_fingerprint() -> None:

@@ -164,6 +164,20 @@ def test_what_a_guest_says_is_escaped() -> None:
     assert "&lt;script&gt;" in text
 
 
+def test_a_cell_of_several_scenarios_leads_to_all_of_them() -> None:
+    events = passing_run()
+    for event in events:
+        if event.get("matrix"):
+            event["matrix"] = ["livepatch", "fentry"]
+    text = render(model_of(events))
+    picture = re.findall(r'<a class="t-\w+" href="#(.+?)"', text)
+    assert picture == [f"c-{NEW}-livepatch-fentry"]
+    cell = text[text.index(f'<td id="{picture[0]}"') :].split("</td>")[0]
+    targets = re.findall('href="#(.+?)"', cell)
+    assert len(set(targets)) == 9
+    assert all(f'<div id="{target}">' in text for target in targets)
+
+
 def test_five_kernels_with_two_hundred_scenarios_stay_small() -> None:
     attachers = (*ATTACHERS, "kprobe", "kprobe-post", "kretprobe", "function-graph", "fprobe")
     kernels = (OLD, NEW, "6.1.0-56-cloud-amd64", "7.2.12-cloud-amd64", "7.3.4-cloud-amd64")

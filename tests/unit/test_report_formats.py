@@ -139,7 +139,7 @@ def test_junit_counts_and_results(tmp_path: Path) -> None:
     cases = {c.name: c for c in suites[NEW]}
     (failure,) = cases["pair/livepatch+fexit"].result
     assert isinstance(failure, Failure)
-    assert "expected livepatch-a, seen original" in str(failure.message)
+    assert "expected livepatch-a, saw original" in str(failure.message)
     assert "+ original" in str(failure.text)
     assert isinstance(cases["pair/ops-regs+fmod_ret"].result[0], Error)
     (xfail,) = cases["pair/direct-share+livepatch"].result

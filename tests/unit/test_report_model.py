@@ -183,3 +183,39 @@ def test_unknown_types_and_keys_are_ignored() -> None:
     extra = [{**e, "colour": "blue"} for e in events]
     model = model_of(renumber([*extra[:3], {"type": "weather", "t": 1.0}, *extra[3:]]))
     assert model.counts() == model_of(events).counts()
+
+
+def test_a_step_that_did_not_apply_is_no_gap() -> None:
+    events = passing_run()
+    scenario = next(e["scenario"] for e in events if e["type"] == "scenario_start")
+    (third,) = [
+        n
+        for n, e in enumerate(events)
+        if (e["type"], e.get("scenario"), e.get("index")) == ("step_start", scenario, 2)
+    ]
+    skip = {"type": "step_skip", "t": 1.0, "scenario": scenario, "index": 2}
+    model = model_of(renumber([*events[:third], skip, *events[third + 2 :]]))
+    assert exit_status(model) == 0
+    rows = model.attempts[scenario].rows
+    assert [row.index for row in rows] == [0, 1, 2, 3]
+    assert [row.note for row in rows] == ["", "", "left out, it did not apply", ""]
+    gap = model_of(renumber([*events[:third], *events[third + 2 :]]))
+    assert gap.attempts[scenario].reason == "recorded as PASS after 3 of 4 steps"
+
+
+def test_what_no_event_introduced_still_counts() -> None:
+    events = [e for e in passing_run() if e["type"] not in {"kernel", "vm_start", "vm_ready"}]
+    model = model_of(renumber([e for e in events if e["type"] != "vm_end"]))
+    assert list(model.kernels) == [NEW]
+    assert len(model.of_kernel(NEW)) == 10
+
+
+def test_a_traceback_is_one_line_in_a_list() -> None:
+    events = SampleRun((NEW,), ("ops",), {(NEW, "ops", "ops"): "lost-once"}).end()
+    for event in events:
+        if event.get("verdict") == "LOST" and "scenario" in event:
+            event["reason"] = "the agent failed: Traceback:\n  File x\n    y()\nOSError: no\n"
+    (line,) = state_of_run(model_of(events))
+    assert "\n" not in line
+    assert line.startswith(f"1 scenario repeated on {NEW} after LOST (the agent failed: Traceback:")
+    assert line.endswith(" OSError: no): pair/ops+ops")

@@ -170,7 +170,7 @@ def test_progress_in_a_log_is_plain_lines() -> None:
     assert len(ended) == 166  # two of them a second time
     failed = next(x for x in ended if "pair/livepatch+fexit on 6.12" in x)
     assert "FAIL" in failed
-    assert "step 2: behaviour: cmdline_proc_show body: expected livepatch-a" in failed
+    assert "behaviour: cmdline_proc_show body: expected livepatch-a" in failed
     assert ended[-1].startswith("[164/164] PASS  sysctl/")
 
 
@@ -187,6 +187,7 @@ def test_progress_on_a_terminal_names_what_runs(monkeypatch: pytest.MonkeyPatch)
     text_out = out.getvalue()
     last = text_out[text_out.rindex("163/164") :]
     assert "5 failed" in last
+    assert NEW in last
     assert "sysctl/ftrace-off-under-livepatch, step 4 of 4: detach a (livepatch)" in last
     assert "FAIL  pair/livepatch+fexit on 6.12" in text_out
     assert "PASS  pair" not in text_out  # only trouble scrolls past
