@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,8 +137,8 @@ def _act(state: State, step: Step, profile: Profile) -> tuple[int, Rule, State, 
         return 0, rules.DETACH_ALWAYS, state.without(step.id), ()
     if isinstance(step, Write):
         if step.value == "0" and state.ftrace_enabled:
-            if rules.disabling_refused(state, profile.semantics):
-                return errno.EBUSY, rules.PERMANENT_KEEPS_ENABLED, state, ()
+            if forbidden := rules.disabling_refused(state, profile.semantics):
+                return *forbidden, state, ()
             return 0, rules.OFF_IS_OFF, replace(state, ftrace_enabled=False), ()
         return 0, rules.OFF_IS_OFF, replace(state, ftrace_enabled=step.value == "1"), ()
     assert isinstance(step, Call)

@@ -33,12 +33,15 @@ class Semantics:
     somebody else is (7.0 and newer on x86-64 go through
     update_ftrace_direct_add(), which says EINVAL; otherwise
     register_ftrace_direct(), EBUSY).
+    ``disabling``: the errno for writing 0 to kernel.ftrace_enabled whatever is
+    attached; 0 where it is allowed (7.3: deprecated, EOPNOTSUPP always).
     """
 
     name: str
     direct_is_ipmodify: bool
     direct_is_permanent: bool
     bpf_after_direct: int
+    disabling: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ _SEMANTICS: dict[str, tuple[tuple[Version, object], ...]] = {
     "direct_is_ipmodify": (((5, 5), True), ((6, 0), False)),
     "direct_is_permanent": (((5, 5), True), ((6, 0), False)),
     "bpf_after_direct": (((5, 5), errno.EBUSY), ((7, 0), errno.EINVAL)),
+    "disabling": (((5, 5), 0), ((7, 3), errno.EOPNOTSUPP)),
 }
 _FORM: dict[str, tuple[tuple[Version, object], ...]] = {
     "direct_shows_ipmodify": (((5, 5), True), ((6, 0), False)),

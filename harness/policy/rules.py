@@ -146,6 +146,11 @@ CALL_BEHAVIOUR = Rule(
     "Every attacher sees each call once; the newest livepatch (or the IPMODIFY ops) chooses "
     "the body; a fmod_ret that returns an error takes its place.",
 )
+DISABLING_DEPRECATED = Rule(
+    "disabling-deprecated",
+    "kernel/trace/ftrace.c of 7.3: ftrace_enable_sysctl",
+    "kernel.ftrace_enabled cannot be set to 0 at all (7.3 and newer).",
+)
 OFF_IS_OFF = Rule(
     "off-is-off",
     "kernel/trace/ftrace.c: ftrace_shutdown_sysctl, ftrace_startup_enable",
@@ -154,6 +159,7 @@ OFF_IS_OFF = Rule(
 RULES: tuple[Rule, ...] = (
     *ATTACH_RULES,
     PERMANENT_KEEPS_ENABLED,
+    DISABLING_DEPRECATED,
     DETACH_ALWAYS,
     REFUSED_NO_TRACE,
     RECORD_COUNTS_OPS,
@@ -171,6 +177,10 @@ def refusal(state: State, new: Attached, semantics: Semantics) -> tuple[int, Rul
     return None
 
 
-def disabling_refused(state: State, semantics: Semantics) -> bool:
-    """Whether writing 0 to kernel.ftrace_enabled is refused."""
-    return any(_permanent(a, semantics) for a in state.attached)
+def disabling_refused(state: State, semantics: Semantics) -> tuple[int, Rule] | None:
+    """The errno for writing 0 to kernel.ftrace_enabled and its rule; None if it is allowed."""
+    if semantics.disabling:
+        return semantics.disabling, DISABLING_DEPRECATED
+    if any(_permanent(a, semantics) for a in state.attached):
+        return errno.EBUSY, PERMANENT_KEEPS_ENABLED
+    return None

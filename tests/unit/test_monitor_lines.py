@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from console_help import run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.monitor import Finding, LineSplitter, Monitor, boot_failure, lines, patterns
@@ -91,6 +91,7 @@ FRAGMENTS = [
 NOISE = st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=20), max_size=40).map(b"".join)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400) | NOISE)
 def test_nothing_raises(data: bytes) -> None:
     found = run(data)
@@ -101,6 +102,7 @@ def test_nothing_raises(data: bytes) -> None:
     seen.finish()
 
 
+@settings(deadline=None)
 @given(NOISE, st.lists(st.integers(0, 6000), max_size=8))
 def test_any_chunks(data: bytes, cuts: list[int]) -> None:
     seen = Monitor()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from console_help import BENIGN, CRASH, SPLAT, one, recorded, run, stamped
+from console_help import BENIGN, CONSOLES, CRASH, SPLAT, one, recorded, run, stamped
 
 from harness.monitor import monitor, parse_lines, patterns
 
@@ -314,70 +314,10 @@ def test_written_from_the_source(name: str) -> None:
     assert not any("Freeing unused" in line for line in finding.lines)
 
 
-FIRST_LINES = """
-panic: Kernel panic - not syncing
-WARN: WARNING: CPU: 3 PID: 10 at kernel/demo.c:1 demo_fn+0x1/0x2
-BUG: kernel BUG at kernel/demo.c:1!
-refcount: refcount_t: saturated; leaking memory.
-list-corruption: list_add double add: new=a, prev=b, next=c.
-list-corruption: list_del corruption. prev->next should be a, but was b. (prev=c)
-cfi: CFI failure at demo_fn+0x1/0x2 (target: demo_fn+0x0/0x2; expected type: 0x1)
-oops: BUG: unable to handle page fault for address: ffffc00000000100
-oops: BUG: unable to handle kernel paging request at ffffc00000000100
-oops: BUG: IRQ stack guard page was hit at a (stack is b..c)
-oops: general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP
-oops: general protection fault: 0000 [#1] SMP
-oops: invalid opcode: 0000 [#2] SMP NOPTI
-oops: stack segment: 0000 [#1] SMP
-oops: int3: 0000 [#1] SMP
-oops: control protection: 0000 [#1] SMP
-oops: Unable to handle kernel paging request at virtual address ffff800000000000
-oops: Internal error: Oops - BUG: 00000000f2000800 [#1] SMP
-oops: Bad mode in Error handler detected on CPU1, code 0xbf40c000 -- SError
-oops: Unhandled 64-bit el1h sync exception on CPU1, ESR 0x0000000002000000
-oops: Unexpected kernel BRK exception at EL1
-oops: Insufficient stack space to handle exception!
-hard-lockup: NMI watchdog: Watchdog detected hard LOCKUP on cpu 1
-hard-lockup: watchdog: CPU0: Watchdog detected hard LOCKUP on cpu 0
-rcu-stall: rcu: INFO: rcu_sched detected stalls on CPUs/tasks:
-rcu-stall: rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { P1 }
-rcu-stall: INFO: rcu_tasks_trace detected stalls on tasks:
-rcu-stall: rcu: rcu_sched kthread timer wakeup didn't happen for 6000 jiffies!
-workqueue: BUG: workqueue leaked lock or atomic: kworker/0:1/0x00000001/7
-spinlock: BUG: rwlock bad magic on CPU#0, insmod/88, 0000000012345678
-bad-page: BUG: Bad rss-counter state mm:a type:MM_ANONPAGES val:1
-lockdep: WARNING: possible recursive locking detected
-lockdep: WARNING: possible irq lock inversion dependency detected
-lockdep: WARNING: inconsistent lock state
-lockdep: WARNING: suspicious RCU usage
-lockdep: WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected
-lockdep: WARNING: bad unlock balance detected!
-lockdep: WARNING: lock held when returning to user space!
-lockdep: WARNING: held lock freed!
-lockdep: WARNING: Nested lock was not taken
-lockdep: WARNING: bad contention detected!
-lockdep: WARNING: insmod/88 still has locks held!
-lockdep: BUG: MAX_LOCKDEP_CHAINS too low!
-lockdep: BUG: MAX_STACK_TRACE_ENTRIES too low!
-unwinder: WARNING: can't access registers at entry_SYSCALL_64_after_hwframe+0x76/0x7e
-unwinder: WARNING: stack going in the wrong direction? at demo_fn+0x1/0x2
-unwinder: WARNING: stack recursion on stack type 4
-unwinder: WARNING: unknown stack type 5 at a
-slab: BUG kmalloc-64 (Not tainted): Poison overwritten
-slab: BUG kmalloc-cg-8 (Tainted: G    B D    O   ): Freepointer corrupt
-backtrace: sysrq: CPU1:
-backtrace: Sending NMI from CPU 0 to CPUs 1:
-livepatch-error: livepatch: pre-patch callback failed for object 'vmlinux'
-livepatch-error: livepatch: unresolvable ambiguity for symbol 'a' in object 'vmlinux'
-livepatch-error: livepatch: kallsyms size lookup failed for 'a'
-livepatch-error: livepatch: invalid access to vmlinux symbol 'a' from module-specific livepatch
-livepatch-error: livepatch: patch 'a' failed for module 'b', refusing to load module 'b'
-livepatch-error: livepatch: Livepatch patch (a) is not compatible with the already installed ones
-livepatch-error: livepatch: module a is not marked as a livepatch module
-"""
+FIRST_LINES = (CONSOLES / "first-lines.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("row", FIRST_LINES.strip().split("\n"))
+@pytest.mark.parametrize("row", FIRST_LINES)
 def test_first_lines(row: str) -> None:
     kind, text = row.split(": ", 1)
     finding = one(stamped(text))
