@@ -120,6 +120,8 @@ def errno_text(number: int) -> str:
     """``0`` or ``EBUSY (16)``."""
     if number == 0:
         return "0"
+    if number == rules.ENOTSUPP:
+        return f"ENOTSUPP ({number})"
     return f"{errno_names.errorcode.get(number, os.strerror(number))} ({number})"
 
 
@@ -206,7 +208,7 @@ def _compare_record(
         expected.direct is None and target is not None
     ):
         differ("direct call", expected.direct, target)
-    if seen.direct_jmp != expected.jmp:
+    if expected.jmp is not None and seen.direct_jmp != expected.jmp:
         differ("direct(jmp)", expected.jmp, seen.direct_jmp)
     if seen.errors:
         differ("error marker", "none", ", ".join(seen.errors))

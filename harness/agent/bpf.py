@@ -26,13 +26,14 @@ class Programs:
 
     ``functions`` maps a function's name to its description
     (harness/scenario/functions.py as JSON); ``source`` is the text of
-    bpf_progs/attach.bpf.c.
+    bpf_progs/attach.bpf.c; ``reload``: load a program anew for each attach.
     """
 
-    def __init__(self, functions: dict[str, dict[str, Any]], source: str) -> None:
+    def __init__(self, functions: dict[str, dict[str, Any]], source: str, reload: bool) -> None:
         from bcc import BPF, libbcc  # type: ignore[import-not-found]
 
         self._tracing = BPF.TRACING
+        self._reload = reload
         self._lib = libbcc.lib
         self._functions = functions
         self._index: dict[tuple[str, str, int], int] = {}
@@ -97,6 +98,8 @@ class Programs:
 
     def attach(self, kind: str, name: str, slot: int) -> tuple[int, Optional[int], str]:
         """Errno (0 for success), the link's file descriptor, and which call said it."""
+        if self._reload and (kind, name, slot) in self._fds:
+            os.close(self._fds.pop((kind, name, slot)))
         fd = self._load(kind, name, slot)
         if fd < 0:
             return -fd, None, "load"
@@ -121,8 +124,3 @@ class Programs:
         if reset:
             self._seen[index] = self._seen.Leaf()
         return result
-
-    def forget(self, module: str) -> None:
-        """Drops programs for functions of a module that goes away."""
-        for key in [key for key in self._fds if self._functions[key[1]]["module"] == module]:
-            os.close(self._fds.pop(key))

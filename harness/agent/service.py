@@ -30,6 +30,7 @@ class Service:
         self._control: Optional[Control] = None
         self._programs: Optional[Programs] = None
         self._bpf_source = ""
+        self._reload_bpf = False
         self._log = system.KernelLog()
         #: Seconds that the kernel has for what it does by itself.
         self._patience = 30.0
@@ -44,9 +45,17 @@ class Service:
         return result
 
     def do_hello(
-        self, functions: dict[str, dict[str, Any]], bpf_source: str, patience: float
+        self,
+        functions: dict[str, dict[str, Any]],
+        bpf_source: str,
+        patience: float,
+        reload_bpf: bool,
     ) -> dict[str, Any]:
-        """Takes the table of functions; gives facts about the kernel."""
+        """Takes the table of functions; gives facts about the kernel.
+
+        ``reload_bpf``: load a BPF program anew for each attach.
+        """
+        self._reload_bpf = reload_bpf
         self._functions = functions
         self._bpf_source = bpf_source
         self._patience = patience
@@ -85,7 +94,7 @@ class Service:
     def do_compile(self) -> dict[str, Any]:
         """Imports bcc and compiles all BPF programs."""
         if self._programs is None:
-            self._programs = Programs(self._functions, self._bpf_source)
+            self._programs = Programs(self._functions, self._bpf_source, self._reload_bpf)
         return {}
 
     def do_begin(self, functions: list[str]) -> dict[str, Any]:

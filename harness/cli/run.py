@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             interrupted = True
         model = progress.model
-        status = 130 if interrupted else exit_status(model)
+        status = 130 if interrupted else exit_status(model, ending=True)
         record.event(
             "run_end",
             counts=model.counts(),

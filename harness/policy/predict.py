@@ -18,20 +18,27 @@ from .state import Attached, RecordState, State
 
 @dataclass(frozen=True)
 class RecordPrediction:
-    """What a function's record must show; ``direct`` is the target's name or its beginning."""
+    """What a function's record must show.
+
+    ``direct`` is the target's name or its beginning; ``jmp`` None means that both
+    are right, for the reason in ``why_either``.
+    """
 
     count: int
     flags: frozenset[str]
     direct: str | None = None
-    jmp: bool = False
+    jmp: bool | None = False
+    why_either: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As in docs/events.md."""
+        either = {"why_either": {"jmp": self.why_either}} if self.jmp is None else {}
         return {
             "count": self.count,
             "flags": sorted(self.flags),
             "direct": self.direct,
             "jmp": self.jmp,
+            **either,
         }
 
 
@@ -200,17 +207,26 @@ def _record(state: State, function: str, form: Form) -> RecordPrediction | None:
         if there
     }
     here = state.on(function)
-    direct, jmp = None, False
+    direct = None
     for attached in here:
         if attached.kind.bpf:
             direct = "bpf_trampoline_"
         elif attached.kind.direct:
             direct = f"cohabit_direct_tramp_{attached.slot}"
-    if form.jmp:
-        # include/linux/bpf.h: bpf_trampoline_use_jmp. A trampoline that shares
-        # with IPMODIFY needs the address on the stack, so it is called.
-        jmp = any(a.kind.calls_original for a in here) and not any(a.kind.ipmodify for a in here)
-    return RecordPrediction(now.count, frozenset(flags), direct, jmp)
+    jmp, why = _jmp(state, function, form)
+    return RecordPrediction(now.count, frozenset(flags), direct, jmp, why)
+
+
+def _jmp(state: State, function: str, form: Form) -> tuple[bool | None, str]:
+    """Whether the trampoline is jumped to (include/linux/bpf.h: bpf_trampoline_use_jmp)."""
+    here = state.on(function)
+    calls = form.jmp and any(a.kind.calls_original for a in here)
+    # One that shares with IPMODIFY needs the address on the stack, so it is called.
+    if not calls or any(a.kind.ipmodify for a in here):
+        return False, ""
+    if function in state.stale_share:
+        return None, "the trampoline of the last program may still be there, with its share flag"
+    return True, ""
 
 
 _TAGS = {

@@ -35,6 +35,9 @@ class Semantics:
     register_ftrace_direct(), EBUSY).
     ``disabling``: the errno for writing 0 to kernel.ftrace_enabled whatever is
     attached; 0 where it is allowed (7.3: deprecated, EOPNOTSUPP always).
+    ``trampoline_args``: how many arguments a function may have for a BPF
+    trampoline (arch/x86/net/bpf_jit_comp.c: arch_prepare_bpf_trampoline; those in
+    registers, until commit 473e3150e30a of 6.6 added the stack's).
     """
 
     name: str
@@ -42,6 +45,7 @@ class Semantics:
     direct_is_permanent: bool
     bpf_after_direct: int
     disabling: int
+    trampoline_args: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ _SEMANTICS: dict[str, tuple[tuple[Version, object], ...]] = {
     "direct_is_permanent": (((5, 5), True), ((6, 0), False)),
     "bpf_after_direct": (((5, 5), errno.EBUSY), ((7, 0), errno.EINVAL)),
     "disabling": (((5, 5), 0), ((7, 3), errno.EOPNOTSUPP)),
+    "trampoline_args": (((5, 5), 6), ((6, 6), 12)),
 }
 _FORM: dict[str, tuple[tuple[Version, object], ...]] = {
     "direct_shows_ipmodify": (((5, 5), True), ((6, 0), False)),

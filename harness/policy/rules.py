@@ -11,8 +11,13 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.scenario.functions import FUNCTIONS
+
 from .profile import Semantics
 from .state import Attached, State
+
+#: include/linux/errno.h; not for user space, but BPF lets it through.
+ENOTSUPP = 524
 
 Check = Callable[[State, Attached, Semantics], int | None]
 
@@ -90,7 +95,19 @@ def _one_direct(state: State, new: Attached, semantics: Semantics) -> int | None
     return semantics.bpf_after_direct if new.kind.bpf else errno.EBUSY
 
 
+def _too_many_args(_state: State, new: Attached, semantics: Semantics) -> int | None:
+    if new.kind.bpf and FUNCTIONS[new.function].nr_args > semantics.trampoline_args:
+        return ENOTSUPP
+    return None
+
+
 ATTACH_RULES: tuple[AttachRule, ...] = (
+    AttachRule(
+        "trampoline-args",
+        "arch/x86/net/bpf_jit_comp.c: arch_prepare_bpf_trampoline",
+        "A BPF trampoline is not made for a function with more arguments than it can pass on.",
+        _too_many_args,
+    ),
     AttachRule(
         "one-direct",
         "kernel/trace/ftrace.c: register_ftrace_direct, update_ftrace_direct_add",

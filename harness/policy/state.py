@@ -31,11 +31,17 @@ class Attached:
 
 @dataclass(frozen=True)
 class State:
-    """``attached`` in the order of arrival; ``modified``: functions whose record has M."""
+    """What the model believes.
+
+    ``attached`` in the order of arrival; ``modified``: functions whose record has M;
+    ``stale_share``: functions whose last BPF program left while an IPMODIFY ops was
+    there (docs/findings/stale-share.md).
+    """
 
     attached: tuple[Attached, ...] = ()
     ftrace_enabled: bool = True
     modified: frozenset[str] = frozenset()
+    stale_share: frozenset[str] = frozenset()
 
     def on(self, function: str) -> tuple[Attached, ...]:
         """What is on one function, oldest first."""
@@ -65,7 +71,18 @@ class State:
 
     def without(self, identity: str) -> State:
         """The state after a successful detach."""
-        return replace(self, attached=tuple(a for a in self.attached if a.id != identity))
+        gone = self.get(identity)
+        after = replace(self, attached=tuple(a for a in self.attached if a.id != identity))
+        if gone is None:
+            return after
+        left = after.on(gone.function)
+        shared = any(a.kind.ipmodify for a in left)
+        if gone.kind.bpf and shared and not any(a.kind.bpf for a in left):
+            return replace(after, stale_share=after.stale_share | {gone.function})
+        if gone.kind.ipmodify and not shared and any(a.kind.bpf for a in left):
+            # kernel/bpf/trampoline.c: DISABLE_SHARE_IPMODIFY_PEER clears it.
+            return replace(after, stale_share=after.stale_share - {gone.function})
+        return after
 
 
 @dataclass(frozen=True)

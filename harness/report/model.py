@@ -318,8 +318,8 @@ def read(path: Path) -> RunModel:
     return model
 
 
-def exit_status(model: RunModel) -> int:
-    """The exit status that a run deserves.
+def exit_status(model: RunModel, ending: bool = False) -> int:
+    """The exit status that a run deserves; ``ending``: its ``run_end`` is about to be written.
 
     0 all passed (or XFAIL, SKIP) and at least one passed; 1 something failed, or
     the record ends early; 3 the only trouble is LOST or INFRA, or nothing was
@@ -332,7 +332,7 @@ def exit_status(model: RunModel) -> int:
         return 1
     if vms or any(s.verdict in NO_RESULT for s in model.scenarios):
         return 3
-    if model.cut_short or model.not_started():
+    if (model.cut_short and not ending) or model.not_started():
         return 1
     verdicts = {s.verdict for s in model.scenarios}
     if "PASS" in verdicts:

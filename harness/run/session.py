@@ -65,6 +65,8 @@ class Session:
         self._record = record
         self._facts: dict[str, Any] = {}
         self._understood: set[str] = set()
+        #: The one thing of a scenario's end that the next one may still see.
+        self._stale_share: frozenset[str] = frozenset()
 
     def start(self, compile_bpf: bool = False) -> None:
         """Boots, greets the agent, loads the modules; writes ``vm_start`` and ``vm_ready``.
@@ -80,6 +82,9 @@ class Session:
                 functions={n: dataclasses.asdict(f) for n, f in FUNCTIONS.items()},
                 bpf_source=_BPF_SOURCE.read_text(encoding="utf-8"),
                 patience=PATIENCE * self._target.slowdown,
+                # Before 5.13 a program can be attached once in its life, and a
+                # refused one not even that (commit f3a95075549e).
+                reload_bpf=release_version(self._kernel) < (5, 13),
             )
         except AccidentError as accident:
             if accident.verdict in ("LOST", "HANG", "CRASH") and (
@@ -181,7 +186,9 @@ class Session:
         if splats:
             return (), splats
         state = State(
-            ftrace_enabled=first.ftrace_enabled == 1, modified=first.modified(scenario.functions)
+            ftrace_enabled=first.ftrace_enabled == 1,
+            modified=first.modified(scenario.functions),
+            stale_share=self._stale_share,
         )
         for index, step in enumerate(scenario.steps):
             if not applies(state, step):
@@ -191,6 +198,7 @@ class Session:
             if isinstance(step, Attach):
                 act["slot"] = planned(state, step).slot
             prediction, state = predict(state, step, scenario.functions, self._profile)
+            self._stale_share = state.stale_share
             self._record.event(
                 "step_start",
                 scenario=identity,
