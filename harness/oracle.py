@@ -76,7 +76,7 @@ class Observation:
                 f: {
                     "body": call["body"],
                     "hits": {i: s["hits"] for i, s in call["seen"].items()},
-                    "ret": _seen_returns(f, call),
+                    "ret": next(iter(_seen_returns(f, call).values()), None),
                     "args": "agree" if not _args_differ(call, None) else "differ",
                 }
                 for f, call in self.calls.items()
@@ -131,13 +131,14 @@ def _signed(value: int) -> int:
     return low - (1 << 32) if low >> 31 else low
 
 
-def _seen_returns(function: str, call: Mapping[str, Any]) -> int | None:
-    """The return value that the fexit programs saw; the first's, as the function's type."""
-    for stat in call["seen"].values():
-        if "ret" in stat and stat["hits"]:
-            value = int(stat["ret"])
-            return value if FUNCTIONS[function].witnessed == "tag" else _signed(value)
-    return None
+def _seen_returns(function: str, call: Mapping[str, Any]) -> dict[str, int]:
+    """The return value that each fexit program saw, as the function's type."""
+    whole = FUNCTIONS[function].witnessed == "tag"
+    return {
+        identity: int(stat["ret"]) if whole else _signed(int(stat["ret"]))
+        for identity, stat in call["seen"].items()
+        if "ret" in stat and stat["hits"]
+    }
 
 
 def _args_differ(call: Mapping[str, Any], expected: Sequence[int] | None) -> str | None:
@@ -238,13 +239,10 @@ def _compare_call(
             found.append(
                 Mismatch("behaviour", f"{function} hits of {identity}", str(want), str(got), rule)
             )
-    ret = _seen_returns(function, call)
-    if ret is not None and ret != expected.ret:
-        found.append(
-            Mismatch(
-                "behaviour", f"{function} return value at exit", str(expected.ret), str(ret), rule
-            )
-        )
+    for identity, ret in _seen_returns(function, call).items():
+        if ret != expected.ret:
+            what = f"{function} return value at exit by {identity}"
+            found.append(Mismatch("behaviour", what, str(expected.ret), str(ret), rule))
     if differ := _args_differ(call, expected.args):
         found.append(Mismatch("behaviour", f"{function} arguments", "intact", differ, rule))
     return found

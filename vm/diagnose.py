@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
 
-from qemu.qmp.legacy import QEMUMonitorProtocol
+from qemu.qmp import QMPClient, QMPError
 
 from .process import Process
 
@@ -23,49 +27,83 @@ def backtraces(process: Process, wait_for: Waiter, patience: float) -> list[str]
 
     First by SysRq-l over the second serial port, which needs interrupts; then by
     an NMI, which needs nothing.  ``wait_for(texts, seconds)`` tells whether the
-    console showed one of them.  Returns where QEMU says each CPU was, one line a
-    CPU, which needs no kernel at all.
+    console showed one of them; nothing here takes longer than ``patience`` seconds.
+    Returns where QEMU says each CPU was, one line a CPU, which needs no kernel at
+    all; or why that is not known.
     """
+    connection = _accept(process.qmp_listener, patience)
+    if connection is None:
+        return ["QEMU's monitor did not connect"]
     lines: list[str] = []
-    listener = process.qmp_listener
-    listener.settimeout(patience)
     try:
-        connection, _ = listener.accept()
-    except TimeoutError:
-        return ["QEMU's monitor does not answer"]
-    with connection:
-        monitor = QEMUMonitorProtocol(connection)
-        try:
-            monitor.connect()
-            registers = monitor.cmd(
-                "human-monitor-command", **{"command-line": "info registers -a"}
-            )
-            lines = _positions(str(registers))
+        with connection, _Monitor(connection, patience) as monitor:
+            registers = monitor.ask("human-monitor-command", {"command-line": "info registers -a"})
+            lines += _positions(str(registers))
             if not _sysrq(process, monitor, wait_for, patience):
-                monitor.cmd("inject-nmi")
-                wait_for(NMI_SEEN, patience)
-        finally:
-            monitor.close()
+                monitor.ask("inject-nmi")
+                if not wait_for(NMI_SEEN, patience):
+                    lines.append("the kernel answered neither SysRq nor an NMI")
+    except (OSError, EOFError, TimeoutError, QMPError) as error:
+        lines.append(f"QEMU's monitor does not answer ({type(error).__name__})")
     return lines
 
 
-def _sysrq(
-    process: Process, monitor: QEMUMonitorProtocol, wait_for: Waiter, patience: float
-) -> bool:
-    listener = process.sysrq_listener
+class _Monitor:
+    """QEMU's machine protocol on a connected socket; every wait has an end."""
+
+    def __init__(self, connection: socket.socket, patience: float) -> None:
+        self._patience = patience
+        self._runner = asyncio.Runner()
+        self._client = QMPClient()
+        self._connection = connection
+
+    def _wait(self, what: Coroutine[Any, Any, object]) -> object:
+        return self._runner.run(asyncio.wait_for(what, self._patience))
+
+    def __enter__(self) -> Self:
+        try:
+            self._wait(self._client.connect(self._connection))
+        except BaseException:
+            self._runner.close()
+            raise
+        return self
+
+    def ask(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        """A command's answer."""
+        return self._wait(self._client.execute(command, arguments))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._wait(self._client.disconnect())
+        finally:
+            self._runner.close()
+
+
+def _accept(listener: socket.socket, patience: float) -> socket.socket | None:
     listener.settimeout(patience)
     try:
-        serial, _ = listener.accept()
+        return listener.accept()[0]
     except TimeoutError:
+        return None
+
+
+def _sysrq(process: Process, monitor: _Monitor, wait_for: Waiter, patience: float) -> bool:
+    serial = _accept(process.sysrq_listener, patience)
+    if serial is None:
         return False
     with serial:
-        monitor.cmd("chardev-send-break", id="sysrq")
+        monitor.ask("chardev-send-break", {"id": "sysrq"})
         serial.sendall(b"l")
         return wait_for((SHOWN,), patience)
 
 
 def _positions(registers: str) -> list[str]:
-    """``CPU 0: RIP ffffffff81000000`` for each CPU in QEMU's list of registers."""
+    """``CPU 0: at ffffffff81000000`` for each CPU in QEMU's list of registers."""
     found = []
     for number, text in re.findall(r"CPU#(\d+)(.*?)(?=CPU#|\Z)", registers, re.DOTALL):
         position = re.search(r"\b(?:RIP|PC)=([0-9a-f]+)", text)

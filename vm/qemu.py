@@ -8,6 +8,7 @@ replaced already, and the guest dies in exactly what cohabit does: patching kern
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -29,7 +30,6 @@ PROGRAM = "qemu-system-x86_64"
 SAFE_TCG = (8, 1)
 """The first release without the TCG bug."""
 
-SUITE = "trixie"
 RECIPE = "1"
 """Counts up whenever what is done below changes what comes out."""
 
@@ -40,8 +40,11 @@ _VERSION = re.compile(r"QEMU emulator version (\d+(?:\.\d+)+)")
 _WRAPPER = """#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 lib=$here/usr/lib/x86_64-linux-gnu
+# Debian 12 still has a /lib of its own where nothing merged it.
+loader=$here/usr/lib64/ld-linux-x86-64.so.2
+[ -e "$loader" ] || loader=$here/lib64/ld-linux-x86-64.so.2
 export QEMU_MODULE_DIR="$lib/qemu"
-exec "$here/usr/lib64/ld-linux-x86-64.so.2" --library-path "$lib:$lib/pulseaudio" \\
+exec "$loader" --library-path "$lib:$here/lib/x86_64-linux-gnu:$lib/pulseaudio" \\
     "$here/usr/bin/qemu-system-x86_64" -L "$here/usr/share/qemu" -L "$here/usr/share/seabios" \\
     -L "$here/usr/lib/ipxe/qemu" "$@"
 """
@@ -85,12 +88,31 @@ def find(store: Store, accel: Accel, say: Say) -> Qemu:
     return _cached(store, say)
 
 
+def _suites() -> tuple[str, ...]:
+    """The suite to take QEMU from and, behind it, the backports that have a newer one.
+
+    Debian 12 gets its own backports'; any other host trixie's, which is new enough
+    and, with its own loader and libraries, runs anywhere.
+    """
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {}
+    if release.get("ID") == "debian" and release.get("VERSION_ID") == "12":
+        return ("bookworm", "bookworm-backports")
+    return ("trixie",)
+
+
 def _cached(store: Store, say: Say) -> Qemu:
+    suites = _suites()
+    newest = suites[-1]
+
     def make(tree: Path) -> list[str]:
-        say(f"fetching QEMU from Debian {SUITE}")
-        mirrors = apt.find_mirrors()
+        say(f"fetching QEMU from Debian {newest}")
+        archive = apt.find_mirrors().archive
         options = ["--variant=extract", "--include=qemu-system-x86"]
-        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)])
+        options.append(f'--aptopt=APT::Default-Release "{newest}"')
+        debootstrap(tree, options, suites[0], [apt.source_line(archive, s) for s in suites])
         for name in _UNWANTED:
             shutil.rmtree(tree / "usr/share" / name, ignore_errors=True)
         wrapper = tree / PROGRAM
@@ -98,14 +120,14 @@ def _cached(store: Store, say: Say) -> Qemu:
         wrapper.chmod(0o755)
         version, text = _version(wrapper)
         if version < SAFE_TCG:
-            raise InfraError(f"the QEMU of Debian {SUITE} does not run here{tail(text)}")
+            raise InfraError(f"the QEMU of Debian {newest} does not run here{tail(text)}")
         (tree / "version").write_text(_dotted(version), encoding="ascii")
         return [PROGRAM, "version", f"usr/bin/{PROGRAM}"]
 
-    inputs = {"suite": SUITE, "recipe": RECIPE}
-    tree = store.get("qemu", inputs, make, label=f"QEMU ({SUITE})", say=say)
+    inputs = {"suite": newest, "recipe": RECIPE}
+    tree = store.get("qemu", inputs, make, label=f"QEMU ({newest})", say=say)
     text = (tree / "version").read_text(encoding="ascii")
-    return Qemu(tree / PROGRAM, _parse(text), f"Debian {SUITE}, in the cache")
+    return Qemu(tree / PROGRAM, _parse(text), f"Debian {newest}, in the cache")
 
 
 def _dotted(version: tuple[int, ...]) -> str:

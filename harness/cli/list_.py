@@ -34,8 +34,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    found = catalogue.everything() if args.all else catalogue.select(args.scenarios)
-    for scenario in found:
+    for scenario in catalogue.select(args.scenarios, args.all):
         if args.json:
             print(json.dumps(scenario.to_json()))
             continue

@@ -55,7 +55,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--kernel", action="append", metavar="REF",
         help=f"debian:6.12, debian:<release> or path:DIR; repeatable (default {DEFAULT_KERNEL})",
     )  # fmt: skip
-    parser.add_argument("--all", action="store_true", help="the whole catalogue")
+    parser.add_argument("--all", action="store_true", help="from the whole catalogue")
     parser.add_argument(
         "--replay", action="append", type=Path, default=[], metavar="FILE",
         help="a scenario as JSON (docs/writing-scenarios.md); repeatable",
@@ -96,11 +96,9 @@ def write_reports(model: RunModel, args: argparse.Namespace) -> None:
 def chosen(args: argparse.Namespace) -> tuple[Scenario, ...]:
     """The scenarios that the command line asks for."""
     replayed = tuple(_replay(path) for path in args.replay)
-    if args.all:
-        return (*catalogue.everything(), *replayed)
-    if replayed and not args.scenarios:
+    if replayed and not args.scenarios and not args.all:
         return replayed
-    return (*catalogue.select(args.scenarios), *replayed)
+    return (*catalogue.select(args.scenarios, args.all), *replayed)
 
 
 def _replay(path: Path) -> Scenario:

@@ -257,7 +257,7 @@ class Debian:
             return finish(tree, release, self._root)
 
         tree = self._store.get("kernel", inputs, make, label=label, say=self._say)
-        origin = f"Debian {inputs['version']} ({inputs['packages']})"
+        origin = f"Debian's linux {inputs['version']}"
         return kernel_in(tree, reference=f"debian:{name}", release=release, origin=origin)
 
 

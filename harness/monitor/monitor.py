@@ -258,10 +258,15 @@ class Monitor:
         return tuple(self._findings)
 
     @property
+    def seen(self) -> tuple[Finding, ...]:
+        """``findings``, and behind them what is still coming in, as far as it has come."""
+        coming = [report.finding() for report in self._console.open + self._log.open]
+        return (*self._findings, *coming)
+
+    @property
     def worst(self) -> Severity:
         """The worst seen so far, a report that is still coming in included."""
-        reports = [report.finding() for report in self._console.open + self._log.open]
-        return max((f.severity for f in [*self._findings, *reports]), default=Severity.BENIGN)
+        return max((f.severity for f in self.seen), default=Severity.BENIGN)
 
     @property
     def crashed(self) -> bool:

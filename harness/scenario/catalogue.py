@@ -135,17 +135,18 @@ def everything() -> tuple[Scenario, ...]:
     )
 
 
-def select(names: Sequence[str]) -> tuple[Scenario, ...]:
-    """Scenarios by name or glob, in the catalogue's order.
+def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
+    """Scenarios by name or glob, in the catalogue's order; all where none is named.
 
-    Without names the default.  Raises UsageError for one that matches nothing.
+    A name is looked for among the default ones, and where it matches none of them
+    (or ``whole``) in the whole catalogue.  Raises UsageError for one that matches
+    nothing.
     """
-    if not names:
-        return default()
     known = everything()
+    first = known if whole else default()
     chosen: set[str] = set()
-    for name in names:
-        matching = {s.name for s in known if fnmatch.fnmatchcase(s.name, name)}
+    for name in names or ["*"]:
+        matching = _matching(first, name) or _matching(known, name)
         if not matching:
             close = [s.name for s in known if name.strip("*?") in s.name][:5]
             raise UsageError(
@@ -154,3 +155,7 @@ def select(names: Sequence[str]) -> tuple[Scenario, ...]:
             )
         chosen |= matching
     return tuple(s for s in known if s.name in chosen)
+
+
+def _matching(scenarios: Sequence[Scenario], name: str) -> set[str]:
+    return {s.name for s in scenarios if fnmatch.fnmatchcase(s.name, name)}

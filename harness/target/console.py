@@ -89,8 +89,9 @@ class Console:
     def crash(self) -> str | None:
         """The title of the report that tells of the kernel's end.
 
-        The cause of a panic (an Oops, a BUG) comes before the panic's own line.
+        The cause of a panic (an Oops, a BUG) comes before the panic's own line.  That
+        report has no end where the kernel reboots (kernel/panic.c: panic).
         """
         with self._changed:
-            findings = [*self._monitor.findings]
-            return next((f.title for f in findings if f.severity is Severity.CRASH), None)
+            seen = self._monitor.seen
+            return next((f.title for f in seen if f.severity is Severity.CRASH), None)
