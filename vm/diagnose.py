@@ -14,8 +14,9 @@ from qemu.qmp import QMPClient, QMPError
 
 from .process import Process
 
-#: SysRq's answer (drivers/tty/sysrq.c: sysrq_showallcpus_op).
-SHOWN = "Show backtrace of all active CPUs"
+#: SysRq keys and their answers (drivers/tty/sysrq.c: sysrq_showallcpus_op,
+#: sysrq_showstate_blocked_op): where the CPUs are, and who waits for what.
+SHOWN = {"l": "Show backtrace of all active CPUs", "w": "Show Blocked State"}
 #: An NMI that nobody asked for (arch/x86/kernel/nmi.c: unknown_nmi_error).
 NMI_SEEN = ("Kernel panic", "NMI: Not continuing", "Uhhuh. NMI received")
 
@@ -25,11 +26,11 @@ Waiter = Callable[[tuple[str, ...], float], bool]
 def backtraces(process: Process, wait_for: Waiter, patience: float) -> list[str]:
     """Makes the kernel show every CPU's backtrace on its console.
 
-    First by SysRq-l over the second serial port, which needs interrupts; then by
-    an NMI, which needs nothing.  ``wait_for(texts, seconds)`` tells whether the
-    console showed one of them; nothing here takes longer than ``patience`` seconds.
-    Returns where QEMU says each CPU was, one line a CPU, which needs no kernel at
-    all; or why that is not known.
+    First by SysRq on the keyboard, which needs interrupts (drivers/tty/sysrq.c:
+    sysrq_filter); where that has no effect, by an NMI, which needs nothing and ends
+    the kernel.  ``wait_for(texts, seconds)`` tells whether the console showed one of
+    them; no wait here is longer than ``patience`` seconds.  Returns where QEMU says
+    each CPU was, one line a CPU, which needs no kernel at all; or why that is not known.
     """
     connection = _accept(process.qmp_listener, patience)
     if connection is None:
@@ -39,10 +40,13 @@ def backtraces(process: Process, wait_for: Waiter, patience: float) -> list[str]
         with connection, _Monitor(connection, patience) as monitor:
             registers = monitor.ask("human-monitor-command", {"command-line": "info registers -a"})
             lines += _positions(str(registers))
-            if not _sysrq(process, monitor, wait_for, patience):
-                monitor.ask("inject-nmi")
-                if not wait_for(NMI_SEEN, patience):
-                    lines.append("the kernel answered neither SysRq nor an NMI")
+            for key, answer in SHOWN.items():
+                monitor.ask("send-key", {"keys": _keys("alt", "sysrq", key)})
+                if not wait_for((answer,), patience):
+                    monitor.ask("inject-nmi")
+                    if not wait_for(NMI_SEEN, patience):
+                        lines.append("the kernel answered neither SysRq nor an NMI")
+                    break
     except (OSError, EOFError, TimeoutError, QMPError) as error:
         lines.append(f"QEMU's monitor does not answer ({type(error).__name__})")
     return lines
@@ -92,14 +96,8 @@ def _accept(listener: socket.socket, patience: float) -> socket.socket | None:
         return None
 
 
-def _sysrq(process: Process, monitor: _Monitor, wait_for: Waiter, patience: float) -> bool:
-    serial = _accept(process.sysrq_listener, patience)
-    if serial is None:
-        return False
-    with serial:
-        monitor.ask("chardev-send-break", {"id": "sysrq"})
-        serial.sendall(b"l")
-        return wait_for((SHOWN,), patience)
+def _keys(*codes: str) -> list[dict[str, str]]:
+    return [{"type": "qcode", "data": code} for code in codes]
 
 
 def _positions(registers: str) -> list[str]:

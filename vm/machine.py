@@ -19,17 +19,13 @@ AGENT_PORT = "cohabit.agent"
 #: have no more than 107 characters, a directory's any number.
 AGENT_SOCKET = "agent.sock"
 QMP_SOCKET = "qmp.sock"
-SYSRQ_SOCKET = "sysrq.sock"
 
 #: What virtme-ng 1.42 chooses (virtme/architectures.py).
 CPU_MODEL = {"kvm": "host", "tcg": "max"}
 
 _KERNEL_OPTIONS = (
     "loglevel=7",
-    # The second serial port takes the BREAK that makes the kernel show where
-    # its CPUs are (drivers/tty/serial: only a console port understands it).
-    "console=ttyS1",
-    "console=ttyS0",
+    # For the keys that make the kernel show where its CPUs are.
     "sysrq_always_enabled",
     # An injected NMI then says where the CPU was, when SysRq no longer does.
     "unknown_nmi_panic",
@@ -108,7 +104,6 @@ class Machine:
             f"-chardev socket,id=cohabit,path={AGENT_SOCKET}",
             f"-device virtio-serial-pci,id=cohabit0 -device virtserialport,bus=cohabit0.0,"
             f"chardev=cohabit,name={AGENT_PORT}",
-            f"-chardev socket,id=sysrq,path={SYSRQ_SOCKET} -serial chardev:sysrq",
             f"-chardev socket,id=qmp,path={QMP_SOCKET} -mon chardev=qmp,mode=control",
         )
         command += [f"--qemu-opts={' '.join(devices)}", "--verbose"]

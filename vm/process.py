@@ -28,7 +28,7 @@ from harness.agent.channel import ChannelError, Reader, pack
 from harness.errors import InfraError
 
 from . import namespace
-from .machine import AGENT_SOCKET, QMP_SOCKET, SYSRQ_SOCKET, Machine
+from .machine import AGENT_SOCKET, QMP_SOCKET, Machine
 
 _PREFIX = "cohabit-vm-"
 #: A virtio-serial port moves a few MB a second under emulation.
@@ -50,16 +50,18 @@ def sweep() -> int:
     swept = 0
     for directory in scratch_root().glob(f"{_PREFIX}*"):
         try:
-            lock = (directory / "lock").open("rb")
-        except (FileNotFoundError, PermissionError):
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            # Gone by now, or somebody else's.
             continue
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
             swept += 1
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)
     return swept
 
 
@@ -67,12 +69,24 @@ class Scratch:
     """A VM's directory on the host, locked as long as this process lives."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch_root()))
-        self._lock = (self.path / "lock").open("wb")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch_root()))
+            try:
+                self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # A sweep may have been faster than the lock.
+            if self.path.exists():
+                break
+            os.close(self._lock)
         self.root = self.path / "root"
-        for name in ("root", "tmp", "home"):
-            (self.path / name).mkdir()
+        try:
+            for name in ("root", "tmp", "home"):
+                (self.path / name).mkdir()
+        except BaseException:
+            self.close()
+            raise
 
     def environment(self, machine: Machine) -> dict[str, str]:
         """virtme-ng leaves its temporary files and its settings in here, not at home."""
@@ -100,7 +114,7 @@ class Scratch:
     def close(self) -> None:
         """Removes the directory."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        os.close(self._lock)
 
 
 def interact(machine: Machine, command: str | None = None) -> int:
@@ -157,11 +171,16 @@ class Process:
     def __init__(self, machine: Machine, on_console: Callable[[float, bytes], None]) -> None:
         self._on_console = on_console
         self._stack = contextlib.ExitStack()
-        self._scratch = self._stack.enter_context(contextlib.closing(Scratch()))
         try:
+            self._scratch = self._stack.enter_context(contextlib.closing(Scratch()))
             self._start(machine)
-        except BaseException:
+        except BaseException as error:
             self._stack.close()
+            if isinstance(error, OSError):
+                raise InfraError(
+                    f"a VM cannot be started in {scratch_root()}: {error}",
+                    "see that there is room, or set XDG_RUNTIME_DIR or TMPDIR to another directory",
+                ) from error
             raise
 
     def _listen(self, name: str) -> socket.socket:
@@ -179,7 +198,6 @@ class Process:
         # Bound before QEMU starts, so that there is no moment to wait for.
         self._agent_listener = self._listen(AGENT_SOCKET)
         self._qmp_listener = self._listen(QMP_SOCKET)
-        self._sysrq_listener = self._listen(SYSRQ_SOCKET)
         self.command = machine.agent_command(self._scratch.root)
         self.started = time.monotonic()
         self._popen = subprocess.Popen(
@@ -278,11 +296,6 @@ class Process:
     def qmp_listener(self) -> socket.socket:
         """QEMU's machine protocol: the connection it made waits here."""
         return self._qmp_listener
-
-    @property
-    def sysrq_listener(self) -> socket.socket:
-        """The second serial port: the connection QEMU made waits here."""
-        return self._sysrq_listener
 
     @property
     def pid(self) -> int:

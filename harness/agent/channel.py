@@ -34,8 +34,8 @@ class Reader:
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
 
-    def _exactly(self, size: int) -> Optional[bytes]:
-        data = b""
+    def _exactly(self, size: int) -> Optional[bytearray]:
+        data = bytearray()
         while len(data) < size:
             more = self._read(min(size - len(data), 1 << 16))
             if not more:
@@ -61,7 +61,7 @@ class Reader:
             raise ChannelError("the stream ended in the middle of a message")
         try:
             message = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ChannelError("not JSON: %s" % error) from error
         if not isinstance(message, dict):
             raise ChannelError("not a message: %r" % (message,))

@@ -15,6 +15,7 @@ from pathlib import Path
 from harness import __version__
 from harness.errors import UsageError
 from harness.kernels.model import Kernel
+from harness.kernels.references import check
 from harness.policy import profile
 from harness.report import html, jsonout, junit, ktap, text
 from harness.report.model import RunModel, exit_status
@@ -89,7 +90,10 @@ def write_reports(model: RunModel, args: argparse.Namespace) -> None:
     print(FORMATS[args.format](model))
     for path, render in ((args.junit, junit.render), (args.html, html.render)):
         if path is not None:
-            path.write_text(render(model), encoding="utf-8")
+            try:
+                path.write_text(render(model), encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"cannot write {path}: {error.strerror}") from error
             say(f"wrote {path}")
 
 
@@ -151,10 +155,11 @@ def run(args: argparse.Namespace) -> int:
     if args.profile:
         profile.choose("6.12", {}, args.profile)
     references = args.kernel or [DEFAULT_KERNEL]
+    for reference in references:
+        check(reference)
     jobs = _jobs(args.jobs)
     setup = Setup.of(args)
     directory = args.output or new_directory(setup.store.root / "runs")
-    directory.mkdir(parents=True, exist_ok=True)
     with Progress(sys.stderr) as progress, Record(directory, (progress.feed,)) as record:
         record.event(
             "run_start",

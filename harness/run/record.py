@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import errno
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,14 @@ from harness.errors import InfraError
 
 FORMAT = 1
 Listener = Callable[[Mapping[str, Any]], None]
+
+
+def unwritable(directory: Path, error: OSError) -> InfraError:
+    """The error for a record that cannot be written."""
+    return InfraError(
+        f"cannot write the run's record in {directory}: {error.strerror}",
+        "free some room, or name another directory by --output or COHABIT_CACHE",
+    )
 
 
 def new_directory(runs: Path) -> Path:
@@ -29,6 +37,8 @@ def new_directory(runs: Path) -> Path:
             directory.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise unwritable(runs, error) from error
         return directory
     raise InfraError(f"cannot make a new directory in {runs}", "remove old runs there")
 
@@ -36,7 +46,8 @@ def new_directory(runs: Path) -> Path:
 class Record:
     """Writes events, each a line at once, and hands them to listeners.
 
-    Safe to use from several threads.  A full disk raises InfraError.
+    Safe to use from several threads.  The directory is made if need be.  A full disk, or
+    a directory that may not be written to, raises InfraError.
     """
 
     def __init__(self, directory: Path, listeners: tuple[Listener, ...] = ()) -> None:
@@ -45,7 +56,16 @@ class Record:
         self._lock = threading.Lock()
         self._sequence = 0
         self._began = time.monotonic()
-        self._file = (directory / "events.jsonl").open("w", encoding="utf-8")
+        with self._disk_errors():
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = (directory / "events.jsonl").open("w", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
 
     def event(self, kind: str, **values: Any) -> None:
         """Adds one event."""
@@ -56,17 +76,12 @@ class Record:
                 "type": kind,
                 **values,
             }
+            line = json.dumps(event, separators=(",", ":")) + "\n"
+            # From here on the line may reach the file, if only when that is closed.
             self._sequence += 1
-            try:
-                self._file.write(json.dumps(event, separators=(",", ":")) + "\n")
+            with self._disk_errors():
+                self._file.write(line)
                 self._file.flush()
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise InfraError(
-                    f"no space left for the run's record in {self.directory}",
-                    "free some, or set COHABIT_CACHE to a directory with room",
-                ) from error
             for listener in self._listeners:
                 listener(event)
 
@@ -87,6 +102,11 @@ class Record:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._lock:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        # What led here says more than a disk that is still full.
+        hidden = contextlib.suppress(InfraError) if value else contextlib.nullcontext()
+        with self._lock, hidden, self._disk_errors():
+            try:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()

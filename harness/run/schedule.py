@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.policy.profile import Profile
 from harness.scenario.steps import Scenario
-from harness.target.protocol import Target
+from harness.target.protocol import Target, TargetAbortedError
 
 from .record import Record
 from .requirements import needs_compiler
@@ -38,6 +38,8 @@ class Work:
     queue: collections.deque[tuple[Scenario, int]] = field(default_factory=collections.deque)
     workers: int = 0
     failed_boots: int = 0
+    #: The VM that compiles the BPF programs and takes the scenarios that need them.
+    compiler: Session | None = None
 
 
 class Schedule:
@@ -53,6 +55,7 @@ class Schedule:
         self._jobs = jobs
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._finished = threading.Event()
         self._targets: dict[str, Target] = {}
         self._vms = 0
         self._errors: list[BaseException] = []
@@ -61,19 +64,27 @@ class Schedule:
 
     def run(self) -> None:
         """Runs everything; raises what a worker died of."""
-        threads = [threading.Thread(target=self._worker) for _ in range(self._jobs)]
-        for thread in threads:
-            thread.start()
+        # No join() here: Python before 3.13 takes a thread for ended when an interrupt
+        # ends its join(), and would leave without it.
+        thread = threading.Thread(target=self._workers)
         try:
-            for thread in threads:
-                thread.join()
+            thread.start()
+            self._finished.wait()
         except BaseException:
             self.stop()
-            for thread in threads:
-                thread.join()
+            if thread.ident is not None:
+                self._finished.wait()
             raise
         if self._errors:
             raise self._errors[0]
+
+    def _workers(self) -> None:
+        threads = [threading.Thread(target=self._worker) for _ in range(self._jobs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self._finished.set()
 
     def stop(self) -> None:
         """Ends all VMs and lets the workers finish."""
@@ -110,9 +121,24 @@ class Schedule:
             work.workers += 1
             return work
 
-    def _take(self, work: Work) -> tuple[Scenario, int] | None:
+    def _take(self, work: Work, session: Session) -> tuple[Scenario, int] | None:
+        """The next scenario for a VM: with the BPF compiler's work done, one that needs it.
+
+        Compiling takes as long as a boot, so of several VMs only the first does it,
+        unless much is left to share.
+        """
         with self._lock:
-            return work.queue.popleft() if work.queue and not self._stop.is_set() else None
+            if not work.queue or self._stop.is_set():
+                return None
+            # The last one may cost its VM: it waits for its turn.
+            first = list(work.queue)[:-1] or list(work.queue)
+            for taken in first:
+                if needs_compiler(taken[0]) == session.compiled:
+                    work.queue.remove(taken)
+                    return taken
+            if not session.compiled and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
+                return None
+            return work.queue.popleft()
 
     def _one_vm(self, work: Work) -> None:
         """Boots one VM and runs scenarios on it until there are none or it is lost."""
@@ -120,15 +146,16 @@ class Schedule:
             name = f"vm{self._vms}"
             self._vms += 1
         target = work.make(name)
+        session = Session(target, name, work.kernel, work.profile, self._record)
         with self._lock:
             self._targets[name] = target
-            if self._stop.is_set():
-                return
         end: dict[str, Any] = {"reason": "done"}
         try:
-            session = Session(target, name, work.kernel, work.profile, self._record)
-            if self._boot(session, work, end):
+            # Whoever stops after this aborts the target.
+            if not self._stop.is_set() and self._boot(session, work, end):
                 self._run_all(session, work, end)
+        except TargetAbortedError:
+            pass
         finally:
             if self._stop.is_set():
                 end = {"reason": "stopped"}
@@ -137,12 +164,18 @@ class Schedule:
             target.stop()
             with self._lock:
                 del self._targets[name]
-            self._record.event("vm_end", vm=name, **end)
+                if work.compiler is session:
+                    work.compiler = None
+            if session.begun:
+                self._record.event("vm_end", vm=name, **end)
 
     def _boot(self, session: Session, work: Work, end: dict[str, Any]) -> bool:
         try:
             with self._lock:
-                compile_bpf = any(needs_compiler(scenario) for scenario, _ in work.queue)
+                needs = [needs_compiler(scenario) for scenario, _ in work.queue]
+                compile_bpf = any(needs) and (work.compiler is None or all(needs))
+                if compile_bpf:
+                    work.compiler = session
             session.start(compile_bpf)
         except AccidentError as accident:
             self._accident(accident, end)
@@ -166,7 +199,7 @@ class Schedule:
         return True
 
     def _run_all(self, session: Session, work: Work, end: dict[str, Any]) -> None:
-        while (taken := self._take(work)) is not None:
+        while (taken := self._take(work, session)) is not None:
             scenario, attempt = taken
             try:
                 session.run(scenario, f"{work.kernel}/{scenario.name}#{attempt}", attempt)

@@ -22,7 +22,7 @@ from harness.scenario.steps import Attach, Scenario
 from harness.target.protocol import Target, TargetGoneError, TargetSilentError
 
 from .record import Record
-from .requirements import skip_reason
+from .requirements import needs_compiler, skip_reason
 
 #: Seconds on a fast machine; the target scales them.
 BOOT_TIMEOUT = 12.0
@@ -65,6 +65,10 @@ class Session:
         self._record = record
         self._facts: dict[str, Any] = {}
         self._understood: set[str] = set()
+        #: Whether ``vm_start`` was written, and so ``vm_end`` has to be.
+        self.begun = False
+        #: Whether the BPF programs are compiled on this VM.
+        self.compiled = False
         #: The one thing of a scenario's end that the next one may still see.
         self._stale_share: frozenset[str] = frozenset()
 
@@ -74,7 +78,12 @@ class Session:
         ``compile_bpf``: compiles the BPF programs too, where the kernel can have them.
         """
         began = time.monotonic()
-        self._record.event("vm_start", vm=self._vm, kernel=self._kernel, **self._target.start())
+        try:
+            started = self._target.start()
+        except InfraError as error:
+            raise AccidentError("INFRA", str(error)) from error
+        self.begun = True
+        self._record.event("vm_start", vm=self._vm, kernel=self._kernel, **started)
         try:
             hello = self._request(
                 BOOT_TIMEOUT,
@@ -92,13 +101,21 @@ class Session:
             ):
                 raise AccidentError("BOOT_FAIL", reason, accident.backtraces) from accident
             if accident.verdict == "HANG":
-                raise AccidentError("BOOT_FAIL", "the agent did not come up") from accident
+                raise AccidentError(
+                    "BOOT_FAIL", "the agent did not come up", accident.backtraces
+                ) from accident
+            if accident.verdict == "LOST" and (tail := self._target.console_tail()):
+                raise AccidentError("LOST", f"{accident.detail} after {tail[-1]!r}") from accident
             raise
         boot = time.monotonic() - began
         self._facts = {**hello, **self._request(STEP_TIMEOUT, op="modules")}
         if compile_bpf and self._facts["vmlinux_btf"]:
-            self._request(COMPILE_TIMEOUT, op="compile")
+            self._compile()
         self._record.event("vm_ready", vm=self._vm, boot_s=round(boot, 3), facts=self._facts)
+
+    def _compile(self) -> None:
+        self._request(COMPILE_TIMEOUT, op="compile")
+        self.compiled = True
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -161,6 +178,8 @@ class Session:
     def _run(self, scenario: Scenario, identity: str) -> str:
         if reason := skip_reason(scenario, self._facts):
             return self._end(identity, "SKIP", reason)
+        if needs_compiler(scenario) and not self.compiled:
+            self._compile()
         mismatches, splats = self._steps(scenario, identity)
         residue, late = self._clean()
         splats += late

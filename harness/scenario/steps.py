@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UsageError
 from harness.policy.attachers import ATTACHERS
+from harness.policy.state import Attached, State
 
 from .functions import FUNCTIONS
 
@@ -99,11 +100,11 @@ def step_from_json(data: object) -> Step:
         raise UsageError(f"a step is an object, not {json.dumps(data)}")
     do = data.get("do")
     if do == "attach":
+        unless_attached = data.get("unless_attached", False)
+        if not isinstance(unless_attached, bool):
+            raise UsageError(f"'unless_attached' is true or false: {json.dumps(data)}")
         step = Attach(
-            _text(data, "id"),
-            _text(data, "attacher"),
-            _text(data, "function"),
-            bool(data.get("unless_attached", False)),
+            _text(data, "id"), _text(data, "attacher"), _text(data, "function"), unless_attached
         )
         if step.attacher not in ATTACHERS:
             raise UsageError(
@@ -173,23 +174,56 @@ def scenario_from_json(data: object) -> Scenario:
     attached = {s.function for s in parsed if isinstance(s, Attach)}
     if functions is None:
         functions = sorted(attached)
-    if not isinstance(functions, list) or not all(f in FUNCTIONS for f in functions):
+    if not isinstance(functions, list) or not all(
+        isinstance(f, str) and f in FUNCTIONS for f in functions
+    ):
         raise UsageError(f"scenario {name!r}: functions must be of {', '.join(FUNCTIONS)}")
+    if not functions or len(set(functions)) < len(functions):
+        raise UsageError(f"scenario {name!r} needs functions to look at, each named once")
     if missing := attached - set(functions):
-        raise UsageError(f"scenario {name!r} attaches to {missing}, not among its functions")
+        raise UsageError(
+            f"scenario {name!r} attaches to {', '.join(sorted(missing))}, not among its functions"
+        )
+    _check_ids(name, parsed)
+    return Scenario(name, tuple(functions), parsed, _matrix(name, data.get("matrix")))
+
+
+def _check_ids(name: str, steps: Sequence[Step]) -> None:
+    """Raises UsageError for steps that don't go together, or ask for more than there is."""
     ids: set[str] = set()
-    for step in parsed:
-        if isinstance(step, Detach) and step.id not in ids:
-            raise UsageError(f"scenario {name!r} detaches {step.id!r}, which it never attaches")
-        if isinstance(step, Attach):
+    state = State()
+    for step in steps:
+        if isinstance(step, Detach):
+            if step.id not in ids:
+                raise UsageError(
+                    f"scenario {name!r} detaches {step.id!r}, which it never attaches before"
+                )
+            state = state.without(step.id)
+        elif isinstance(step, Attach):
             if step.id in ids and not step.unless_attached:
                 raise UsageError(
                     f"scenario {name!r} attaches {step.id!r} twice",
                     'use another id, or "unless_attached": true',
                 )
             ids.add(step.id)
-    matrix = data.get("matrix")
-    pair = (
-        (str(matrix[0]), str(matrix[1])) if isinstance(matrix, list) and len(matrix) == 2 else None
-    )
-    return Scenario(name, tuple(functions), parsed, pair)
+            if state.get(step.id):
+                continue
+            slot = state.free_slot(step.attacher, step.function)
+            if slot == ATTACHERS[step.attacher].slots:
+                raise UsageError(
+                    f"scenario {name!r} attaches more than {slot} of {step.attacher} at a time",
+                    "detach one before",
+                )
+            state = state.with_attached(Attached(step.id, step.attacher, step.function, slot))
+
+
+def _matrix(name: str, value: object) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    if not (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(v, str) and v in ATTACHERS for v in value)
+    ):
+        raise UsageError(f"scenario {name!r}: matrix names two attachers, first and second")
+    return value[0], value[1]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.errors import InfraError
 from harness.monitor import LineSplitter, Monitor, Severity
 
 #: Lines kept in memory; the file has them all.
@@ -18,11 +19,17 @@ _KEPT = 4000
 class Console:
     """Takes the console's bytes from one thread, answers others.
 
-    ``path`` gets each line with the host's time since the VM's start in front.
+    ``path`` gets each line with the host's time since the VM's start in front.  Where that
+    fails (a full disk), the rest is only watched, and ``close`` raises InfraError.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+        self._path = path
+        self._failed: OSError | None = None
+        try:
+            self._file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._splitter = LineSplitter()
         self._monitor = Monitor()
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
@@ -37,20 +44,34 @@ class Console:
             self._add(at, [line.text for line in self._splitter.feed(data)])
             self._changed.notify_all()
 
+    def _unwritable(self, error: OSError) -> InfraError:
+        return InfraError(
+            f"cannot record the console in {self._path}: {error.strerror}",
+            "free some room, or name another directory by --output or COHABIT_CACHE",
+        )
+
     def _add(self, at: float, texts: Sequence[str]) -> None:
-        for text in texts:
-            if not self._file.closed:
-                self._file.write(f"{at:10.3f} {text}\n")
-            self._lines.append(text)
-            self._total += 1
-        if not self._file.closed:
+        self._lines.extend(texts)
+        self._total += len(texts)
+        if self._file.closed or self._failed:
+            return
+        try:
+            self._file.writelines(f"{at:10.3f} {text}\n" for text in texts)
             self._file.flush()
+        except OSError as error:
+            # Not raised here: whoever reads the console has to go on, or QEMU would block.
+            self._failed = error
 
     def close(self) -> None:
         """Takes what is left as a last line and closes the file."""
         with self._changed:
             self._add(0.0, [line.text for line in self._splitter.flush()])
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                self._failed = error
+        if self._failed:
+            raise self._unwritable(self._failed) from self._failed
 
     def mark(self) -> int:
         """A place in the console, for ``since``."""

@@ -11,6 +11,10 @@ class TargetGoneError(Exception):
     """The target ended or hung up while it was needed."""
 
 
+class TargetAbortedError(Exception):
+    """The target is not there because ``abort`` was called: nobody's fault."""
+
+
 class TargetSilentError(Exception):
     """The target gave no answer within the deadline."""
 
@@ -23,12 +27,16 @@ class Target(Protocol):
         """The one factor by which every timeout is scaled."""
 
     def start(self) -> Mapping[str, Any]:
-        """Boots (or logs in); returns the keys of the ``vm_start`` event."""
+        """Boots (or logs in); returns the keys of the ``vm_start`` event.
+
+        Raises InfraError, or TargetAbortedError.
+        """
 
     def request(self, message: Mapping[str, Any], timeout: float) -> Mapping[str, Any]:
         """Asks the agent; ``timeout`` in seconds before slowdown.
 
-        Raises TargetGoneError, TargetSilentError, or InfraError for an agent's exception.
+        Raises TargetGoneError, TargetSilentError, TargetAbortedError, or InfraError for an
+        agent's exception.
         """
 
     def ended(self, timeout: float) -> bool:
@@ -50,4 +58,4 @@ class Target(Protocol):
         """Ends it now, from any thread: whoever waits for it finds it gone."""
 
     def stop(self) -> None:
-        """Ends it and removes what it had on the host."""
+        """Ends it and removes what it had on the host; InfraError if its record is incomplete."""

@@ -15,7 +15,7 @@ from vm.machine import Machine
 from vm.process import GuestGoneError, GuestSilentError, Process
 
 from .console import Console
-from .protocol import TargetGoneError, TargetSilentError
+from .protocol import TargetAbortedError, TargetGoneError, TargetSilentError
 
 ENGINE = "virtme"
 
@@ -30,6 +30,8 @@ class VmTarget:
         self._process: Process | None = None
         self._lock = threading.Lock()
         self._aborted = False
+        #: The console as it was before diagnosing made the kernel panic.
+        self._undisturbed: list[str] | None = None
 
     @property
     def slowdown(self) -> float:
@@ -40,7 +42,7 @@ class VmTarget:
         """See Target; raises InfraError where the VM cannot be started."""
         with self._lock:
             if self._aborted:
-                raise TargetGoneError("stopped before it was started")
+                raise TargetAbortedError
             self._process = Process(self._machine, self._console.feed)
         return {
             "engine": ENGINE,
@@ -61,6 +63,8 @@ class VmTarget:
         try:
             return process.request(dict(message), timeout * self.slowdown)
         except GuestGoneError as gone:
+            if self._aborted:
+                raise TargetAbortedError from gone
             raise TargetGoneError(str(gone)) from gone
         except GuestSilentError as silent:
             raise TargetSilentError from silent
@@ -83,12 +87,13 @@ class VmTarget:
 
     def boot_failure(self) -> str | None:
         """See Target."""
-        return boot_failure(self._console.tail(400))
+        return boot_failure(self._undisturbed or self._console.tail(400))
 
     def backtraces(self) -> Sequence[str]:
         """See Target."""
         if self._process is None:
             return []
+        self._undisturbed = self._console.tail(400)
         mark = self._console.mark()
         positions = diagnose.backtraces(
             self._process,

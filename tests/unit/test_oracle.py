@@ -166,8 +166,9 @@ def test_function_of_that_name_in_another_module_is_a_stranger() -> None:
 
 def test_error_marker_in_the_registry() -> None:
     prediction, reply = step_of("fexit+fmod_ret/attach:ab/detach:ab", 0)
-    reply["enabled_functions"] = "security_task_getpgid (1) R   D   M \ttramp: ERROR!\n" + (
-        reply["enabled_functions"].split("\n", 1)[1]
+    reply["enabled_functions"] = (
+        "security_task_getpgid (1) R   D   M \ttramp: ERROR!\n"
+        + (reply["enabled_functions"].split("\n", 1)[1])
     )
     (found,) = judge(prediction, reply)
     assert (found.what, found.rule) == ("security_task_getpgid error marker", RECORD)

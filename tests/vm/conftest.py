@@ -35,7 +35,8 @@ class Warm:
 
     def _entries(self) -> Iterator[Path]:
         objects = self.setup.store.root / "objects"
-        paths = [*self.machine.layers, self.machine.qemu, *(path for path, _ in self.machine.shares)]
+        shared = [path for path, _ in self.machine.shares]
+        paths = [*self.machine.layers, self.machine.qemu, *shared]
         for path in paths:
             if path.is_relative_to(objects):
                 kind, key, *_ = path.relative_to(objects).parts
@@ -102,5 +103,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vm)
-
-

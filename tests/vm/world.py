@@ -55,15 +55,13 @@ def of_type(events: Sequence[Event], kind: str, **values: Any) -> list[Event]:
 
 def verdicts(events: Sequence[Event]) -> dict[str, str]:
     """Scenario names with ``#`` and the attempt, and how they ended."""
-    return {
-        e["scenario"].partition("/")[2]: e["verdict"] for e in of_type(events, "scenario_end")
-    }
+    return {e["scenario"].partition("/")[2]: e["verdict"] for e in of_type(events, "scenario_end")}
 
 
 def assert_booted(events: Sequence[Event], count: int) -> None:
     """So many VMs came up, each with the agent on a 6.12."""
     ready = of_type(events, "vm_ready")
-    assert [e["facts"]["release"][:5] for e in ready] == ["6.12."] * count, events
+    assert [e["facts"]["release"][:5] for e in ready] == ["6.12."] * count
 
 
 def mounts() -> list[str]:
@@ -97,6 +95,10 @@ class Running:
     @property
     def events(self) -> list[Event]:
         return read_events(self.output / "events.jsonl")
+
+    def console(self, vm: str) -> list[str]:
+        """The lines of a VM's console."""
+        return (self.output / f"console-{vm}.log").read_text(encoding="utf-8").splitlines()
 
     def event(self, kind: str, **values: Any) -> Event:
         """The first such event; waits for it."""
@@ -142,13 +144,14 @@ class World:
     options: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
+    python: str = sys.executable
+    user: str | None = None
     repository: Path = REPOSITORY
     _started: list[Running] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("cache", "home", "tmp", "run", "out"):
             (self.path / name).mkdir()
-        self.mounts = mounts()
 
     @property
     def cache(self) -> Path:
@@ -158,10 +161,12 @@ class World:
         """Starts ``cohabit COMMAND WORDS``; a run's record goes into ``out``."""
         number = len(self._started)
         output = self.path / "out" / str(number)
-        argv = [*self.prefix, sys.executable, "-m", "harness.cli", command, *words]
-        if command == "run":
-            argv += [*self.options, "--output", str(output)]
+        argv = [*self.prefix, self.python, "-m", "harness.cli", command, *words]
+        if command in ("run", "shell"):
+            argv += self.options
             argv += ["--kernel", KERNEL] if kernel else []
+        if command == "run":
+            argv += ["--output", str(output)]
         kept = {k: os.environ[k] for k in ("PATH", "LANG", "COHABIT_QEMU") if k in os.environ}
         paths = [self.path / "out" / f"{number}.{name}" for name in ("stdout", "stderr")]
         with paths[0].open("wb") as stdout, paths[1].open("wb") as stderr:
@@ -180,6 +185,9 @@ class World:
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
+                user=self.user,
+                group=None if self.user is None else "nogroup",
+                extra_groups=None if self.user is None else [],
             )  # fmt: skip
         running = Running(self, popen, output, *paths)
         self._started.append(running)
@@ -211,8 +219,10 @@ class World:
     def assert_nothing_left(self) -> None:
         """No process, mount, socket or temporary file of ours is there."""
         wait_for("the processes' end", lambda: not self.processes(), self._told)
-        assert self.files() == []
-        assert [m for m in mounts() if str(self.path) in m] == []
+        left = [str(path) for path in self.files()]
+        assert not left, left
+        mounted = [line for line in mounts() if str(self.path) in line]
+        assert not mounted, mounted
 
     def _told(self) -> str:
         return "\n".join(
