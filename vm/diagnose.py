@@ -104,7 +104,7 @@ def _positions(registers: str) -> list[str]:
     """``CPU 0: at ffffffff81000000`` for each CPU in QEMU's list of registers."""
     found = []
     for number, text in re.findall(r"CPU#(\d+)(.*?)(?=CPU#|\Z)", registers, re.DOTALL):
-        position = re.search(r"\b(?:RIP|PC)=([0-9a-f]+)", text)
+        position = re.search(r"\b(?:[RE]IP|PC)=([0-9a-f]+)", text)
         if position:
             found.append(f"CPU {number}: at {position[1]}")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.policy.attachers import ATTACHERS
 from harness.report.model import RunModel
 from harness.report.views import ACCIDENTS, NO_RESULT, Scenario
 
@@ -67,8 +68,8 @@ def mark_of(scenario: Scenario) -> str:
 def build(model: RunModel, kernel: str) -> Matrix | None:
     """The matrix of a kernel; None if it ran no pair.
 
-    Attachers are in the order in which the run came to them, over all kernels,
-    so the matrices of several kernels can be laid side by side.
+    Attachers are in the policy's order, those it does not know at the end, over all
+    kernels, so the matrices of several kernels can be laid side by side.
     """
     cells: dict[tuple[str, str], list[Scenario]] = {}
     names: dict[str, None] = {}
@@ -80,10 +81,13 @@ def build(model: RunModel, kernel: str) -> Matrix | None:
             cells.setdefault(scenario.matrix, []).append(scenario)
     if not cells:
         return None
+    order = list(ATTACHERS)
+    # Sorting is stable: strangers keep the order in which the run came to them.
+    titles = sorted(names, key=lambda n: order.index(n) if n in order else len(order))
     rows = tuple(
-        tuple(Cell(a, b, tuple(cells.get((a, b), ()))) for b in names) for a in names
+        tuple(Cell(a, b, tuple(cells.get((a, b), ()))) for b in titles) for a in titles
     )  # fmt: skip
-    return Matrix(kernel, tuple(names), rows)
+    return Matrix(kernel, tuple(titles), rows)
 
 
 def marks_used(matrices: list[Matrix]) -> list[str]:

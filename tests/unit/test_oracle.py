@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -172,6 +173,17 @@ def test_error_marker_in_the_registry() -> None:
     )
     (found,) = judge(prediction, reply)
     assert (found.what, found.rule) == ("security_task_getpgid error marker", RECORD)
+
+
+def test_jump_or_call_where_both_are_right() -> None:
+    prediction, reply = step_of(*BOTH)
+    record = prediction.registry["cmdline_proc_show"]
+    assert record is not None
+    either = replace(record, jmp=None, why_either="nobody knows")
+    prediction = replace(prediction, registry={"cmdline_proc_show": either})
+    assert judge(prediction, reply) == []
+    _text("direct-->", "direct(jmp)-->")(reply)
+    assert judge(prediction, reply) == []
 
 
 def test_record_where_none_must_be() -> None:

@@ -117,6 +117,35 @@ def test_jmp(attachers: tuple[str, ...], jmp: bool) -> None:
         assert record.jmp is (jmp and profile in (V7_2, V7_3)), profile.name
 
 
+def jmp_of(profile: Profile, *steps: Step) -> bool | None:
+    record = run(profile, *steps)[0][-1].registry[F]
+    assert record is not None
+    return record.jmp
+
+
+@pytest.mark.parametrize("modifier", ["livepatch", "ipmodify"])
+def test_jmp_of_a_trampoline_that_may_be_the_old_one(modifier: str) -> None:
+    """docs/findings/stale-share.md: then both are right, and the reason is given."""
+    both: list[Step] = [Attach("k", modifier, F), Attach("a", "fexit", F)]
+    stale: list[Step] = [*both, Detach("a"), Detach("k"), Attach("b", "fexit", F)]
+    assert jmp_of(V7_2, *stale) is None
+    found, state = run(V7_2, *stale)
+    record = found[-1].registry[F]
+    assert record is not None
+    assert record.to_json()["why_either"] == {"jmp": record.why_either}
+    assert record.why_either
+    # Once the IPMODIFY ops leaves while a program is there, it has been told.
+    told: list[Step] = [Attach("l", modifier, F), Detach("l")]
+    assert jmp_of(V7_2, *stale, *told) is True
+    # Nothing of the kind where the program is there to be told, or no jump at all.
+    assert jmp_of(V7_2, *both, Detach("k")) is True
+    assert jmp_of(V7_2, *both, Attach("b", "fentry", F), Detach("a"), Detach("k"),
+                  Attach("c", "fexit", F)) is True  # fmt: skip
+    assert jmp_of(V6_12, *stale) is False
+    assert state.stale_share == {F}
+    assert "why_either" not in (run(V7_2, *both)[0][-1].to_json()["registry"][F])
+
+
 # --- behaviour ------------------------------------------------------------------------------
 
 
