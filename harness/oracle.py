@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import errno as errno_names
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness import errno_names
 from harness.ftrace import Record, Registry, parse
 from harness.policy import rules
 from harness.policy.predict import BehaviourPrediction, Prediction, RecordPrediction
@@ -120,9 +119,7 @@ def errno_text(number: int) -> str:
     """``0`` or ``EBUSY (16)``."""
     if number == 0:
         return "0"
-    if number == rules.ENOTSUPP:
-        return f"ENOTSUPP ({number})"
-    return f"{errno_names.errorcode.get(number, os.strerror(number))} ({number})"
+    return f"{errno_names.name(number)} ({number})"
 
 
 def _signed(value: int) -> int:

@@ -11,13 +11,11 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.errno_names import ENOTSUPP
 from harness.scenario.functions import FUNCTIONS
 
 from .profile import Semantics
 from .state import Attached, State
-
-#: include/linux/errno.h; not for user space, but BPF lets it through.
-ENOTSUPP = 524
 
 Check = Callable[[State, Attached, Semantics], int | None]
 

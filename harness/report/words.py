@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness import errno_names
 from harness.report.model import RunModel
 from harness.report.views import Mismatch, Scenario, Step
 
 #: Errnos that only the kernel knows (include/linux/errno.h).
-_KERNEL_ERRNOS = {512: "ERESTARTSYS", 517: "EPROBE_DEFER", 524: "ENOTSUPP"}
 
 #: Keys of a prediction that say how to compare, not what to see.
 _NOT_COMPARED = frozenset({"flags_either", "why_either"})
@@ -39,7 +38,7 @@ def errno_name(number: int | None) -> str:
         return "no result"
     if number == 0:
         return "ok"
-    return errno.errorcode.get(number) or _KERNEL_ERRNOS.get(number) or f"errno {number}"
+    return errno_names.name(number)
 
 
 def step_title(spec: Mapping[str, Any], attachers: Mapping[str, str]) -> str:

@@ -108,14 +108,15 @@ def test_no_room_for_a_cache(empty_world: World) -> None:
 
 
 def test_room_runs_out_while_building(world: World, warm: Warm, tmp_path: Path) -> None:
-    """Room for files as such there is, but for a handful of them only."""
+    """There is room as such, but only for a few files more than the sources are."""
     shutil.rmtree(world.cache / "objects/modules")
     saved = tmp_path / "cache"
     shutil.copytree(world.cache, saved, symlinks=True)
+    files = 20 + len(list((REPOSITORY / "kmods").iterdir()))
     fill = (
         f'cp -a "{saved}/." "$2" && '
         'used=$(df --output=iused "$2" | tail -n 1) && '
-        'mount -o "remount,nr_inodes=$((used + 30))" "$2"'
+        f'mount -o "remount,nr_inodes=$((used + {files}))" "$2"'
     )
     small(world, "2g", world.cache, fill)
     run = world.run("run", "ops/alone")

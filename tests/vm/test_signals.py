@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -95,8 +97,10 @@ def test_interrupted_while_running(
 ) -> None:
     """Also by a person who does not wait for the first one's effect."""
     run = running(world, long_scenario)
-    for _ in range(3):
+    while run.popen.poll() is None:
         interrupt(run, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.popen.wait(0.05)
     assert_interrupted(run)
     assert_booted(run.events, 1)
     assert verdicts(run.events) == {"ops/alone#1": "PASS"}
@@ -115,6 +119,8 @@ def test_interrupted_shell(world: World) -> None:
 def assert_killed(run: Running) -> None:
     """The VM goes with the run; the next run takes away its directory, and says so."""
     world = run.world
+    # A guest that stands still cannot find out by itself that nobody listens any more.
+    os.kill(run.qemu(), signal.SIGSTOP)
     os.kill(run.popen.pid, signal.SIGKILL)
     assert run.end() == -signal.SIGKILL
     wait_for("the VM's end", lambda: not world.processes(), lambda: run.told)
