@@ -13,10 +13,8 @@ from harness import errno_names
 from harness.report.model import RunModel
 from harness.report.views import Mismatch, Scenario, Step
 
-#: Errnos that only the kernel knows (include/linux/errno.h).
-
 #: Keys of a prediction that say how to compare, not what to see.
-_NOT_COMPARED = frozenset({"flags_either", "why_either"})
+_NOT_COMPARED = frozenset({"why_either"})
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

@@ -107,6 +107,8 @@ class Session:
             if accident.verdict == "LOST" and (tail := self._target.console_tail()):
                 raise AccidentError("LOST", f"{accident.detail} after {tail[-1]!r}") from accident
             raise
+        if hello["release"] != self._kernel:
+            raise AccidentError("BOOT_FAIL", f"{hello['release']} came up, not {self._kernel}")
         boot = time.monotonic() - began
         self._facts = {**hello, **self._request(STEP_TIMEOUT, op="modules")}
         if compile_bpf and self._facts["vmlinux_btf"]:
