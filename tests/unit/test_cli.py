@@ -309,7 +309,7 @@ def test_report_takes_the_newest(cache: Path, capsys: pytest.CaptureFixture[str]
     # A run that never wrote anything is none.
     (cache / "runs" / "20260103-000000").mkdir()
     assert call("report") == 0
-    assert "40 scenarios: 40 PASS" in capsys.readouterr().out
+    assert "47 scenarios: 47 PASS" in capsys.readouterr().out
 
 
 def test_report_fails_closed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

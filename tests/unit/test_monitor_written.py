@@ -341,8 +341,7 @@ def test_all_kinds_are_tested() -> None:
     "text",
     [
         "demo: loading out-of-tree module taints kernel.",
-        "demo: module verification failed: signature and/or required key missing"
-        " - tainting kernel",
+        "demo: module verification failed: signature and/or required key missing - tainting kernel",
         "demo: tainting kernel with TAINT_LIVEPATCH",
         "livepatch: enabling patch 'demo'",
         "livepatch: 'demo': starting patching transition",
@@ -404,7 +403,6 @@ def test_a_harmless_line_does_not_end_a_report() -> None:
     text = f"{patterns.CUT}\nWARNING: CPU: 0 PID: 1 at a.c:1\nx[7]: segfault at 8 ip 0"
     text += "\n---[ end trace 0 ]---\nx[7]: segfault at 8 ip 0"
     assert kinds(text) == ["WARN", "user-fault"]
-
 
 
 def test_bpf_and_compiler_names_do_not_change_a_fingerprint() -> None:

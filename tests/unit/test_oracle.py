@@ -224,7 +224,7 @@ def test_known_arguments_may_be_fewer() -> None:
 
 
 def test_every_fexit_programs_return_value_is_compared() -> None:
-    prediction, reply = step_of("fexit+fexit/attach:ab/detach:ba", 1, "v6.1")
+    prediction, reply = step_of("fexit+fexit/attach:ab/detach:ab", 1, "v6.1")
     seen = reply["calls"]["cmdline_proc_show"]["seen"]
     assert sorted(seen) == ["a", "b"]
     assert judge(prediction, reply) == []

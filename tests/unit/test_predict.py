@@ -10,6 +10,8 @@ import pytest
 from policy_help import OFF, OTHER, PROFILES, V5_10, V6_1, V6_12, V7_2, V7_3, F, attach, run
 
 from harness.agent import abi
+from harness.agent.attachers import KINDS
+from harness.agent.bpf import SLOTS
 from harness.policy.attachers import ATTACHERS
 from harness.policy.predict import applies, planned
 from harness.policy.profile import Profile
@@ -243,9 +245,10 @@ def test_slots() -> None:
 
 
 def test_slots_fit_what_the_agent_has() -> None:
+    assert set(KINDS) == set(ATTACHERS)
     for attacher in ATTACHERS.values():
         letters = attacher.bpf or attacher.name == "livepatch"
-        assert attacher.slots == (2 if letters else abi.SLOTS)
+        assert attacher.slots == (len(SLOTS) if letters else abi.SLOTS)
 
 
 def test_prediction_as_json() -> None:

@@ -129,7 +129,7 @@ def test_newest_of_a_series_by_dpkg_order(world: World) -> None:
     assert kernel.reference == "debian:9.12"
     assert kernel.image.read_text() == "image"
     assert kernel.config == {"CONFIG_X86": "y"}
-    assert "linux-image-9.12.10+deb13-cloud-amd64=9.12.10-1" in kernel.origin
+    assert kernel.origin == "Debian's linux 9.12.10-1"
     assert "unsigned" not in kernel.origin
     assert (kernel.tree / "usr/src/linux-headers-9.12.10+deb13-common/Makefile").exists()
     assert (kernel.tree / "usr/lib/linux-kbuild-9.12.10+deb13/scripts/basic").exists()
