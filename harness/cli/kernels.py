@@ -74,7 +74,7 @@ def fetch(args: argparse.Namespace) -> int:
 
 def prune(args: argparse.Namespace) -> int:
     """Removes entries; says what was removed and what is in use."""
-    if args.unused_for < 0:
+    if not args.unused_for >= 0:  # not a number either
         raise UsageError("--unused-for takes days, from 0 on")
     removed, kept = Store(default_root()).prune(args.unused_for * 86400)
     for entry in removed:

@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         return 0
+    except OSError as error:
+        # What has no better message of its own: a full disk behind an output, say.
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"cohabit: {error.strerror or error}{where}", file=sys.stderr)
+        return 3
     except CohabitError as error:
         print(f"cohabit: {error}", file=sys.stderr)
         return error.exit_status

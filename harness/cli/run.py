@@ -99,10 +99,15 @@ def write_reports(model: RunModel, args: argparse.Namespace) -> None:
 
 def chosen(args: argparse.Namespace) -> tuple[Scenario, ...]:
     """The scenarios that the command line asks for."""
-    replayed = tuple(_replay(path) for path in args.replay)
-    if replayed and not args.scenarios and not args.all:
-        return replayed
-    return (*catalogue.select(args.scenarios, args.all), *replayed)
+    found = tuple(_replay(path) for path in args.replay)
+    if not found or args.scenarios or args.all:
+        found = (*catalogue.select(args.scenarios, args.all), *found)
+    names = [scenario.name for scenario in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"two scenarios are called {twice[0]!r}", "give the one in the file another name"
+        )
+    return found
 
 
 def _replay(path: Path) -> Scenario:
@@ -131,8 +136,10 @@ def _works(
     for reference in references:
         kernel = setup.kernel(reference)
         if any(work.kernel == kernel.release for work in works):
-            say(f"{reference} is {kernel.release}, which is named already")
-            continue
+            raise UsageError(
+                f"{reference} is {kernel.release}, which another --kernel names too",
+                "name each kernel once",
+            )
         # Build errors and a missing QEMU are to be told before anything is booted.
         setup.machine(kernel)
         chosen_profile = profile.choose(kernel.release, kernel.config, override)

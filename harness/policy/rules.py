@@ -66,11 +66,7 @@ def _permanent_while_off(state: State, new: Attached, semantics: Semantics) -> i
 def _one_ipmodify(state: State, new: Attached, semantics: Semantics) -> int | None:
     if _joins(state, new) or not _ipmodify(new, semantics):
         return None
-    # Of two direct calls the other rule speaks, whatever flags they carry.
-    clash = any(
-        _ipmodify(old, semantics) and not (old.kind.direct and new.kind.direct)
-        for old in state.on(new.function)
-    )
+    clash = any(_ipmodify(old, semantics) for old in state.on(new.function))
     return errno.EBUSY if clash else None
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 from harness import errno_names
 from harness.report.model import RunModel
 from harness.report.views import Mismatch, Scenario, Step
+from harness.scenario import catalogue
 
 #: Keys of a prediction that say how to compare, not what to see.
 _NOT_COMPARED = frozenset({"why_either"})
@@ -125,7 +127,18 @@ def brief(text: str) -> str:
 def repeat_command(model: RunModel, scenario: Scenario) -> str:
     """The command that runs one scenario on one kernel again."""
     kernel = model.kernel_of(scenario.kernel)
-    return shlex.join(["cohabit", "run", "--kernel", kernel.reference, scenario.name])
+    argv = model.run.argv
+    # A scenario from a file cannot be named; which of several files it was is not recorded.
+    files = [
+        word
+        for option, value in itertools.pairwise((*argv, ""))
+        for word in ((option, value) if option == "--replay" else (option,))
+        if option.startswith("--replay")
+    ]
+    what = [scenario.name]
+    if files and scenario.name not in {s.name for s in catalogue.everything()}:
+        what = files
+    return shlex.join(["cohabit", "run", "--kernel", kernel.reference, *what])
 
 
 def state_of_run(model: RunModel) -> list[str]:

@@ -187,11 +187,13 @@ class Session:
         splats += late
         if splats:
             version = release_version(self._kernel)
-            if known := explanation(scenario.name, version, splats[0]):
-                self._end(identity, "XFAIL", f"{splats[0]} ({known.page})", xfail=known.name)
-            else:
-                self._end(identity, "SPLAT", splats[0])
-            raise PoisonedError(splats[0])
+            known = [explanation(scenario.name, version, title) for title in splats]
+            if (first := known[0]) and all(k is first for k in known):
+                self._end(identity, "XFAIL", f"{splats[0]} ({first.page})", xfail=first.name)
+                raise PoisonedError(splats[0])
+            unexplained = splats[known.index(None)] if None in known else splats[0]
+            self._end(identity, "SPLAT", unexplained)
+            raise PoisonedError(unexplained)
         if residue:
             self._end(identity, "FAIL", f"left behind: {residue}")
             raise PoisonedError(f"left behind: {residue}")
