@@ -155,35 +155,40 @@ def ordinary_user(home: Path) -> Iterator[str]:
         subprocess.run(["userdel", name], check=True)
 
 
-def environment_for(user: str, directory: Path) -> str:
-    """A Python that another user may run, with our packages; skips where there is none.
+_NOT_COPIED = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "mypy*", "ruff*")
+
+
+def environment_for(user: str, world: World) -> None:
+    """Gives the world a copy of repository and packages, and a Python that the user may run.
 
     Ours may lie in a home directory that nobody else can enter.
     """
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    directory, world.repository = world.path / "python", world.path / "repository"
     packages = directory / "lib" / version / "site-packages"
-    for base in (Path(sys.executable), *Path("/usr").glob(f"bin/{version}")):
-        shutil.rmtree(directory, ignore_errors=True)
-        packages.mkdir(parents=True)
-        (directory / "bin").mkdir()
+    shutil.copytree(REPOSITORY, world.repository, ignore=_NOT_COPIED)
+    shutil.copytree(sysconfig.get_path("purelib"), packages, ignore=_NOT_COPIED)
+    (directory / "bin").mkdir()
+    python = directory / "bin/python3"
+    for script in Path(sys.executable).parent.glob("v[ni][gr]*"):
+        body = script.read_text(encoding="utf-8").partition("\n")[2]
+        (directory / "bin" / script.name).write_text(f"#!{python}\n{body}", encoding="utf-8")
+        (directory / "bin" / script.name).chmod(0o755)
+    world.python = str(python)
+    for base in (Path(sys.executable).resolve(), *Path("/usr").glob(f"bin/{version}")):
         (directory / "pyvenv.cfg").write_text(f"home = {base.parent}\n", encoding="utf-8")
-        (packages / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        python = directory / "bin/python3"
+        python.unlink(missing_ok=True)
         python.symlink_to(base)
-        for script in Path(sys.executable).parent.glob("v[ni][gr]*"):
-            body = script.read_text(encoding="utf-8").partition("\n")[2]
-            (directory / "bin" / script.name).write_text(f"#!{python}\n{body}", encoding="utf-8")
-            (directory / "bin" / script.name).chmod(0o755)
         try:
             subprocess.run(
                 [str(python), "-c", "import harness.cli.main, virtme_ng.run"],
-                cwd=REPOSITORY, user=user, group="nogroup", extra_groups=[], check=True,
+                cwd=world.repository, user=user, group="nogroup", extra_groups=[], check=True,
                 env={"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True,
             )  # fmt: skip
         except (OSError, subprocess.CalledProcessError):
             continue
-        return str(python)
-    pytest.skip("another user cannot run our Python, or read this repository")
+        return
+    pytest.skip(f"there is no {version} that another user may run")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user: every test here shows it")
@@ -191,7 +196,7 @@ def test_ordinary_user(warm: Warm) -> None:
     """With a cache of their own, in which everything is theirs."""
     with new_world(warm.options) as world, ordinary_user(world.path / "home") as user:
         world.path.chmod(0o755)
-        world.python = environment_for(user, world.path / "python")
+        environment_for(user, world)
         warm.clone(world.cache, ("kernel", "rootfs", "qemu", "modules"))
         subprocess.run(["chown", "-R", f"{user}:nogroup", str(world.path)], check=True)
         world.user = user

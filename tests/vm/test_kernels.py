@@ -100,7 +100,7 @@ def test_release(shared: World, release: str) -> None:
 )
 def test_other_releases_policy(shared: World, release: str, profile: str, refused: bool) -> None:
     """Held to the other's policy, just the steps are named in which they differ."""
-    scenarios = ("livepatch+fexit/*", "ipmodify+fentry/*", "fentry+ipmodify/*", "livepatch+ops/*")
+    scenarios = ("livepatch+fexit/*", "fentry+ipmodify/*", "livepatch+ops/*")
     options = ("--kernel", f"debian:{release}", "--profile", profile)
     run = shared.start("run", *scenarios, *options, kernel=False)
     assert run.end() == 1, run.told
