@@ -201,6 +201,8 @@ def test_ordinary_user(warm: Warm) -> None:
         subprocess.run(["chown", "-R", f"{user}:nogroup", str(world.path)], check=True)
         world.user = user
         run = world.run("run", "ops/alone")
+        if run.end() == 3 and "this machine lacks user namespaces" in run.err:
+            pytest.skip("this machine (a chroot, a container) has no user namespaces")
         assert run.end() == 0, run.told
         assert_booted(run.events, 1)
         assert verdicts(run.events) == {"ops/alone#1": "PASS"}
