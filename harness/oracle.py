@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness import errno_names
 from harness.ftrace import Record, Registry, parse
 from harness.policy import rules
-from harness.policy.predict import BehaviourPrediction, Prediction, RecordPrediction
+from harness.policy.behaviour import BehaviourPrediction
+from harness.policy.predict import Prediction, RecordPrediction
 from harness.scenario.functions import FUNCTIONS
 
 
@@ -36,8 +37,10 @@ class Mismatch:
 class Observation:
     """What the witnesses said after a step.
 
-    ``calls`` is the agent's (harness/agent/service.py: _observe); ``log`` the
-    kernel's records; ``findings`` the titles of the reports among them.
+    ``calls`` is the agent's (harness/agent/observe.py); ``log`` the kernel's
+    records; ``findings`` the titles of the reports among them; ``held`` the body
+    that a call which was let go went through; ``watched`` the texts of the registry
+    that were read while the step was done.
     """
 
     errno: int
@@ -50,6 +53,8 @@ class Observation:
     log: Sequence[Mapping[str, Any]]
     log_complete: bool
     findings: Sequence[str] = ()
+    held: str | None = None
+    watched: Sequence[Registry] = ()
 
     def record(self, function: str) -> Record | None:
         """The function's record in enabled_functions."""
@@ -77,18 +82,30 @@ class Observation:
                     "hits": {i: s["hits"] for i, s in call["seen"].items()},
                     "ret": next(iter(_seen_returns(f, call).values()), None),
                     "args": "agree" if not _args_differ(call, None) else "differ",
+                    **_more_json(call),
                 }
                 for f, call in self.calls.items()
             },
             "livepatch": self.livepatch,
             "sysctl": {"kernel.ftrace_enabled": self.ftrace_enabled},
+            **({"held": {"body": self.held}} if self.held else {}),
         }
+
+
+def _more_json(call: Mapping[str, Any]) -> dict[str, Any]:
+    """What only direct calls have."""
+    shares = {i: s["share"] for i, s in call["seen"].items() if "share" in s}
+    via = {i: s["via"] // 8 for i, s in call["seen"].items() if "via" in s and s["hits"]}
+    return {**({"shares": shares} if shares else {}), **({"via": via} if via else {})}
 
 
 def observation(
     reply: Mapping[str, Any], findings: Sequence[str] = (), errno: int | None = None
 ) -> Observation:
-    """The observation in an agent's reply to ``begin``, ``step`` or ``observe``."""
+    """The observation in an agent's reply to ``begin``, ``acts`` or ``observe``.
+
+    Errno and remark of each act are to be added by who knows whose it was.
+    """
     touched = reply.get("touched_functions")
     return Observation(
         errno=int(reply.get("errno", 0)) if errno is None else errno,
@@ -101,6 +118,7 @@ def observation(
         log=reply["log"],
         log_complete=bool(reply["log_complete"]),
         findings=findings,
+        watched=tuple(parse(text) for text in (reply.get("watched") or {}).get("texts", ())),
     )
 
 
@@ -156,6 +174,13 @@ def compare(
     prediction: Prediction, seen: Observation, functions: Sequence[str]
 ) -> tuple[Mismatch, ...]:
     """Every witness that contradicts the prediction."""
+    return (*compare_own(prediction, seen, functions), *compare_shared(prediction, seen, functions))
+
+
+def compare_own(
+    prediction: Prediction, seen: Observation, functions: Sequence[str]
+) -> tuple[Mismatch, ...]:
+    """The witnesses of a step and of its functions alone: errno, records, calls."""
     found: list[Mismatch] = []
     rule = prediction.rule.name
     if seen.errno not in prediction.errno:
@@ -168,11 +193,40 @@ def compare(
                 rule,
             )
         )
+    if seen.held != prediction.held:
+        found.append(Mismatch("behaviour", "held call", str(prediction.held), str(seen.held), rule))
     for function in functions:
         found += _compare_record(function, prediction.registry[function], seen.record(function))
         found += _compare_call(function, prediction.behaviour[function], seen.calls[function])
-    found += _compare_rest(prediction, seen, functions)
     return tuple(found)
+
+
+def compare_watched(
+    before: Prediction | None, after: Prediction, seen: Observation, functions: Sequence[str]
+) -> tuple[Mismatch, ...]:
+    """Registry texts that were read while a step was done: as before it, or as after it.
+
+    ftrace_lock is held both while records change and while they are shown
+    (kernel/trace/ftrace.c: t_start), so nothing else may ever be seen.  ``before``
+    None: nothing was attached.
+    """
+    for function in functions:
+        earlier = before.registry[function] if before else None
+        later = after.registry[function]
+        allowed = [later, earlier]
+        for known in (later, earlier):
+            if known and known.direct:
+                # kernel/trace/ftrace.c: __modify_ftrace_direct puts a stub on the function
+                # while it exchanges the target, so that nobody runs the old one.
+                allowed.append(replace(known, count=known.count + 1))
+        for registry in seen.watched:
+            record = registry.get(function, FUNCTIONS[function].module)
+            differences = [_compare_record(function, expected, record) for expected in allowed]
+            if all(differences):
+                first = differences[0][0]
+                text = record.raw if record else "no record"
+                return (replace(first, what=f"{function} meanwhile", seen=text),)
+    return ()
 
 
 def _compare_record(
@@ -223,7 +277,7 @@ def _record_text(record: Mapping[str, Any] | None) -> str:
 def _compare_call(
     function: str, expected: BehaviourPrediction, call: Mapping[str, Any]
 ) -> list[Mismatch]:
-    rule = rules.CALL_BEHAVIOUR.name
+    rule = rules.CALLS.name
     found = []
     if call["body"] != expected.body:
         found.append(
@@ -242,12 +296,24 @@ def _compare_call(
             found.append(Mismatch("behaviour", what, str(expected.ret), str(ret), rule))
     if differ := _args_differ(call, expected.args):
         found.append(Mismatch("behaviour", f"{function} arguments", "intact", differ, rule))
+    more = _more_json(call)
+    shares = {identity: list(counts) for identity, counts in expected.shares.items()}
+    for what, wanted, got, told in (
+        ("calls of ops_func of", shares, more.get("shares", {}), rules.PEER_TOLD.name),
+        ("trampoline of", expected.via, more.get("via", {}), rules.MODIFY_MOVES.name),
+    ):
+        for identity, value in wanted.items():
+            if got.get(identity) != value:
+                seen = str(got.get(identity))
+                what = f"{function} {what} {identity}"
+                found.append(Mismatch("behaviour", what, str(value), seen, told))
     return found
 
 
-def _compare_rest(
+def compare_shared(
     prediction: Prediction, seen: Observation, functions: Sequence[str]
-) -> list[Mismatch]:
+) -> tuple[Mismatch, ...]:
+    """The witnesses that all functions share: livepatches, sysctl, strangers, the log."""
     found = []
     patches = {name: dict(values) for name, values in seen.livepatch.items()}
     if patches != prediction.livepatch:
@@ -288,10 +354,25 @@ def _compare_rest(
     for wanted in prediction.log:
         if not any(wanted in text for text in texts):
             found.append(Mismatch("log", "message", wanted, "none", prediction.rule.name))
+    expected = [title for title in seen.findings if _is_report(prediction, title)]
+    if prediction.report and not expected:
+        found.append(
+            Mismatch("log", "kernel report", prediction.report, "none", prediction.rule.name)
+        )
     for title in seen.findings:
-        found.append(Mismatch("log", "kernel report", "none", title, prediction.rule.name))
+        if title not in expected:
+            found.append(Mismatch("log", "kernel report", "none", title, prediction.rule.name))
     if not seen.log_complete:
         found.append(
             Mismatch("log", "completeness", "all records", "records were lost", "log-complete")
         )
-    return found
+    return tuple(found)
+
+
+def _is_report(prediction: Prediction, title: str) -> bool:
+    return bool(prediction.report) and prediction.report in title
+
+
+def unexpected(prediction: Prediction, findings: Sequence[str]) -> list[str]:
+    """The kernel's reports that the step was not meant to cause."""
+    return [title for title in findings if not _is_report(prediction, title)]

@@ -3,17 +3,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-from harness.agent import abi
-from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import Attach, Call, Detach, Step, Write
+from harness.scenario.steps import (
+    Attach,
+    Detach,
+    Disable,
+    Enable,
+    Force,
+    Load,
+    Modify,
+    Release,
+    Step,
+    Unload,
+)
 
-from . import rules
-from .profile import Form, Profile
+from . import history, ops
+from .acts import Act, planned, transition
+from .behaviour import BehaviourPrediction, behaviour, effective
+from .profile import Profile
 from .rules import Rule
-from .state import Attached, RecordState, State
+from .state import State
+
+__all__ = ["Prediction", "RecordPrediction", "applies", "planned", "predict", "witnesses"]
 
 
 @dataclass(frozen=True)
@@ -43,27 +56,12 @@ class RecordPrediction:
 
 
 @dataclass(frozen=True)
-class BehaviourPrediction:
-    """What one call must do; ``ret`` is what fexit programs must see, as the caller's C type."""
-
-    body: str
-    hits: dict[str, int] = field(default_factory=dict)
-    ret: int | None = None
-    args: tuple[int, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As in docs/events.md."""
-        return {
-            "body": self.body,
-            "hits": self.hits,
-            "ret": self.ret,
-            "args": "agree" if self.args is None else list(self.args),
-        }
-
-
-@dataclass(frozen=True)
 class Prediction:
-    """Every witness of a step; ``rule`` is the one that decided its errno."""
+    """Every witness of a step; ``rule`` is the one that decided its errno.
+
+    ``report``: text in the title of a report that the kernel must make; ``held``:
+    the body of a call that was let go.
+    """
 
     errno: tuple[int, ...]
     rule: Rule
@@ -72,6 +70,8 @@ class Prediction:
     livepatch: dict[str, dict[str, int]]
     ftrace_enabled: int
     log: tuple[str, ...] = ()
+    report: str = ""
+    held: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in docs/events.md."""
@@ -83,119 +83,66 @@ class Prediction:
             "livepatch": self.livepatch,
             "sysctl": {"kernel.ftrace_enabled": self.ftrace_enabled},
             "log": list(self.log),
+            **({"report": self.report} if self.report else {}),
+            **({"held": {"body": self.held}} if self.held else {}),
         }
 
 
 def applies(state: State, step: Step) -> bool:
-    """Whether the step is done at all: see Attach.unless_attached and Detach."""
-    if isinstance(step, Detach):
+    """Whether the step is done at all: what is not there cannot leave; see Attach too."""
+    if isinstance(step, Attach):
+        return not step.unless_attached or state.get(step.id) is None
+    if isinstance(step, Detach | Disable | Enable | Force | Modify):
         return state.get(step.id) is not None
-    if isinstance(step, Attach) and step.unless_attached:
-        return state.get(step.id) is None
+    if isinstance(step, Release):
+        return any(held.id == step.id for held in state.held)
+    if isinstance(step, Unload | Load):
+        return state.unloaded is isinstance(step, Load)
     return True
-
-
-def planned(state: State, step: Attach) -> Attached:
-    """The attachment that an attach step would make."""
-    slot = state.free_slot(step.attacher, step.function)
-    return Attached(step.id, step.attacher, step.function, slot)
 
 
 def predict(
     state: State, step: Step, functions: tuple[str, ...], profile: Profile
 ) -> tuple[Prediction, State]:
     """What every witness must say after the step, and the state that it leaves."""
-    error, rule, after, log = _act(state, step, profile)
-    after = replace(after, modified=_modified(state, after, functions, profile.form))
-    return (
-        Prediction(
-            errno=(error,),
-            rule=rule,
-            registry={f: _record(after, f, profile.form) for f in functions},
-            behaviour={f: _behaviour(after, f) for f in functions},
-            livepatch={
-                f"cohabit_klp_{'ab'[a.slot]}": {"enabled": 1, "transition": 0}
-                for a in after.attached
-                if a.attacher == "livepatch"
-            },
-            ftrace_enabled=int(after.ftrace_enabled),
-            log=log,
-        ),
-        after,
+    act, after = transition(state, step, profile)
+    return witnesses(after, act, functions, profile), after
+
+
+def witnesses(state: State, act: Act, functions: tuple[str, ...], profile: Profile) -> Prediction:
+    """What every witness must say in a state, after an act that led there."""
+    return Prediction(
+        errno=(act.errno,),
+        rule=act.rule,
+        registry={f: record(state, f, profile) for f in functions},
+        behaviour={f: behaviour(state, f, profile) for f in functions},
+        livepatch=_livepatches(state),
+        ftrace_enabled=-1 if state.dead else int(state.ftrace_enabled),
+        log=act.log,
+        report=act.report,
+        held=act.held,
     )
 
 
-def _act(state: State, step: Step, profile: Profile) -> tuple[int, Rule, State, tuple[str, ...]]:
-    """Errno, the rule behind it, the state after, and what the log must have."""
-    if isinstance(step, Attach):
-        new = planned(state, step)
-        refused = rules.refusal(state, new, profile.semantics)
-        if not refused:
-            return 0, rules.RECORD_COUNTS_OPS, state.with_attached(new), ()
-        log: tuple[str, ...] = ()
-        if new.attacher == "livepatch":
-            # kernel/livepatch/patch.c: klp_patch_func
-            log = (
-                f"livepatch: failed to register ftrace handler for function "
-                f"'{new.function}' ({-refused[0]})",
-            )
-        return refused[0], refused[1], state, log
-    if isinstance(step, Detach):
-        return 0, rules.DETACH_ALWAYS, state.without(step.id), ()
-    if isinstance(step, Write):
-        if step.value == "0" and state.ftrace_enabled:
-            if forbidden := rules.disabling_refused(state, profile.semantics):
-                return *forbidden, state, ()
-            return 0, rules.OFF_IS_OFF, replace(state, ftrace_enabled=False), ()
-        return 0, rules.OFF_IS_OFF, replace(state, ftrace_enabled=step.value == "1"), ()
-    assert isinstance(step, Call)
-    return 0, rules.CALL_BEHAVIOUR, state, ()
+def _livepatches(state: State) -> dict[str, dict[str, int]]:
+    """/sys/kernel/livepatch; a patch that is off has no directory there any more."""
+    return {
+        a.module: {
+            "enabled": int(a.phase != "disabling"),
+            "transition": int(a.phase in ("enabling", "disabling")),
+        }
+        for a in state.attached
+        if a.kind.ops == "livepatch" and a.active
+    }
 
 
-def _record_state(state: State, function: str, form: Form) -> RecordState:
-    """The ftrace record as the core keeps it (__ftrace_hash_rec_update)."""
-    here = state.on(function)
-    own = sum(a.kind.ops == "own" for a in here)
-    shared = len({a.kind.ops for a in here if a.kind.ops != "own"})
-    ipmodify = any(a.kind.ipmodify for a in here)
-    direct = any(a.kind.direct for a in here)
-    return RecordState(
-        count=own + shared,
-        # call_direct_funcs() needs all registers on x86-64 (MULTI_FLAGS, direct_ops).
-        regs=direct
-        or any(a.kind.save_regs for a in here)
-        or (ipmodify and form.ipmodify_saves_regs),
-        ipmodify=ipmodify or (direct and form.direct_shows_ipmodify),
-        direct=direct,
-    )
-
-
-def _modified(
-    before: State, after: State, functions: tuple[str, ...], form: Form
-) -> frozenset[str]:
-    """Functions whose record has M: set when the call site is rewritten, never cleared.
-
-    kernel/trace/ftrace.c: ftrace_check_record sets FTRACE_FL_MODIFIED where it
-    does not return early because nothing about the call site changes.
-    """
-    found = set(after.modified)
-    if not form.modified:
-        return frozenset()
-    for function in functions:
-        was = _record_state(before, function, form)
-        now = _record_state(after, function, form)
-        old = was.patched if before.ftrace_enabled and was.count else None
-        new = now.patched if after.ftrace_enabled and now.count else None
-        if new is not None and new != old and (now.direct or now.ipmodify):
-            found.add(function)
-    return frozenset(found)
-
-
-def _record(state: State, function: str, form: Form) -> RecordPrediction | None:
+def record(state: State, function: str, profile: Profile) -> RecordPrediction | None:
     """What enabled_functions must show (t_show: the wanted state, not what is patched in)."""
-    now = _record_state(state, function, form)
-    if not now.count or not state.ftrace_enabled:
+    now = history.record_state(state, function, profile)
+    here = state.on(function)
+    if state.dead or not now.count or not effective(state, function, profile):
         return None
+    permanent = any(ops.is_permanent(a, profile) for a in here)
     flags = {
         letter
         for letter, there in (
@@ -203,62 +150,30 @@ def _record(state: State, function: str, form: Form) -> RecordPrediction | None:
             ("I", now.ipmodify),
             ("D", now.direct),
             ("M", function in state.modified),
+            ("P", permanent and profile.form.shows_permanent),
         )
         if there
     }
-    here = state.on(function)
     direct = None
-    for attached in here:
-        if attached.kind.bpf:
-            direct = "bpf_trampoline_"
-        elif attached.kind.direct:
-            direct = f"cohabit_direct_tramp_{attached.slot}"
-    jmp, why = _jmp(state, function, form)
+    if profile.has("direct-is-shown"):
+        for attached in here:
+            if attached.kind.bpf:
+                direct = "bpf_trampoline_"
+            elif attached.kind.direct:
+                direct = f"cohabit_direct_tramp_{attached.slot + 8 * attached.alternate}"
+    jmp, why = _jmp(state, function, profile)
     return RecordPrediction(now.count, frozenset(flags), direct, jmp, why)
 
 
-def _jmp(state: State, function: str, form: Form) -> tuple[bool | None, str]:
+def _jmp(state: State, function: str, profile: Profile) -> tuple[bool | None, str]:
     """Whether the trampoline is jumped to (include/linux/bpf.h: bpf_trampoline_use_jmp)."""
     here = state.on(function)
-    calls = form.jmp and any(a.kind.calls_original for a in here)
-    # One that shares with IPMODIFY needs the address on the stack, so it is called.
-    if not calls or any(a.kind.ipmodify for a in here):
+    calls = profile.form.jmp and any(a.kind.calls_original for a in here)
+    if not calls or not profile.has("original-is-jumped-to"):
         return False, ""
-    if function in state.stale_share:
+    if any(ops.is_ipmodify(a, function, state, profile) for a in here):
+        # One that shares with IPMODIFY needs the address on the stack, so it is called.
+        return not profile.has("shared-is-called"), ""
+    if function in state.stale_share and profile.has("share-outlives-programs"):
         return None, "the trampoline of the last program may still be there, with its share flag"
     return True, ""
-
-
-_TAGS = {
-    abi.body_of_tag(tag): tag for tag in (*range(abi.TAG_ORIGINAL, abi.TAG_IPMODIFY + abi.SLOTS),)
-}
-
-
-def _behaviour(state: State, function: str) -> BehaviourPrediction:
-    """What one call does, on the caller's side and on each attacher's."""
-    here = state.on(function)
-    active = state.ftrace_enabled
-    body = "original"
-    hits = {a.id: int(active) for a in here if a.kind.counts}
-    if active:
-        # The newest livepatch is on top of the function's stack (klp_ftrace_handler).
-        for attached in here:
-            if attached.kind.ipmodify:
-                body = attached.body
-        overrides = [a for a in here if a.attacher == "fmod_ret"]
-        if overrides:
-            # Programs run newest first (__bpf_trampoline_link_prog: hlist_add_head),
-            # and the first error ends the row (invoke_bpf_mod_ret).
-            body = overrides[-1].body
-            hits.update({a.id: 0 for a in overrides[:-1]})
-    target = FUNCTIONS[function]
-    ret: int | None = None
-    args: tuple[int, ...] | None = None
-    if target.witnessed == "tag":
-        args = tuple(abi.arguments(target.nr_args, target.may_sleep))
-        ret = _TAGS[body] << 32 | abi.checksum(list(args))
-    elif target.witnessed == "text" or body == "original":
-        ret = 0
-    else:
-        ret = -(abi.ERRNO_BASE + _TAGS[body])
-    return BehaviourPrediction(body, hits, ret, args)

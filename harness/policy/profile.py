@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 
 from harness.errors import UsageError
 
@@ -33,11 +33,27 @@ class Semantics:
     somebody else is (7.0 and newer on x86-64 go through
     update_ftrace_direct_add(), which says EINVAL; otherwise
     register_ftrace_direct(), EBUSY).
+    ``direct_refused``: the errno for a direct call without an ops_func where an
+    IPMODIFY ops is.
+    ``peer_told``: a direct ops is told when the IPMODIFY ops leaves.
     ``disabling``: the errno for writing 0 to kernel.ftrace_enabled whatever is
     attached; 0 where it is allowed (7.3: deprecated, EOPNOTSUPP always).
+    ``share_is_flag``: sharing is a flag of the direct ops, which its owner sets when
+    the core says EAGAIN, or when its ops_func is asked; it stays set, and with it
+    nobody is asked any more (docs/proposals.md).
+    ``permanent_stays``: writing 0 is allowed under a PERMANENT ops, and leaves its
+    functions alone with all who are on them; whatever comes later waits for 1.
     ``trampoline_args``: how many arguments a function may have for a BPF
     trampoline (arch/x86/net/bpf_jit_comp.c: arch_prepare_bpf_trampoline; those in
     registers, until commit 473e3150e30a of 6.6 added the stack's).
+    ``trampoline_links``: how many BPF programs one function takes
+    (include/linux/bpf.h: BPF_MAX_TRAMP_LINKS, before 6.0 BPF_MAX_TRAMP_PROGS of
+    each kind).
+    ``force_pins``: forcing a transition towards a patch keeps its module for good,
+    not only that of a patch that leaves (kernel/livepatch/transition.c:
+    klp_force_transition before 5.12).
+    ``multi_pins``: a kprobe-multi link holds the modules of its functions
+    (kernel/trace/bpf_trace.c: get_modules_for_addrs, 6.3).
     """
 
     name: str
@@ -46,6 +62,13 @@ class Semantics:
     bpf_after_direct: int
     disabling: int
     trampoline_args: int
+    trampoline_links: int
+    force_pins: bool
+    multi_pins: bool
+    direct_refused: int = errno.EBUSY
+    peer_told: bool = True
+    share_is_flag: bool = False
+    permanent_stays: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,12 +80,23 @@ class Form:
     R; ``modified``: there is a sticky M (6.4, commit 6ce2c04fcbca); ``jmp``: a
     trampoline that calls the original is jumped to and shown as
     ``direct(jmp)`` (6.19 on x86-64).
+    ``direct_ops``: who shares the ops of direct calls: ``all`` of them (5.5 to
+    5.15: direct_ops), none but the programs of one ``function``, or all ``bpf``
+    trampolines (7.0 on x86-64: CONFIG_HAVE_SINGLE_FTRACE_DIRECT_OPS).
+    ``fprobe_shares``: all fprobes with an exit handler use fgraph's ops, and all
+    others one ops (kernel/trace/fprobe.c of 7.2); before, each had its own.
+    ``fprobe_saves_regs``: that own ops asks for all registers (until 6.13).
+    ``shows_permanent``: a PERMANENT ops gives a P.
     """
 
     direct_shows_ipmodify: bool
     ipmodify_saves_regs: bool
     modified: bool
     jmp: bool
+    direct_ops: str
+    fprobe_shares: bool
+    fprobe_saves_regs: bool
+    shows_permanent: bool = False
 
 
 #: For each fact its value by the first release that has it, oldest first.
@@ -72,12 +106,18 @@ _SEMANTICS: dict[str, tuple[tuple[Version, object], ...]] = {
     "bpf_after_direct": (((5, 5), errno.EBUSY), ((7, 0), errno.EINVAL)),
     "disabling": (((5, 5), 0), ((7, 3), errno.EOPNOTSUPP)),
     "trampoline_args": (((5, 5), 6), ((6, 6), 12)),
+    "trampoline_links": (((5, 5), 40), ((6, 0), 38)),
+    "force_pins": (((5, 5), True), ((5, 12), False)),
+    "multi_pins": (((5, 5), False), ((6, 3), True)),
 }
 _FORM: dict[str, tuple[tuple[Version, object], ...]] = {
     "direct_shows_ipmodify": (((5, 5), True), ((6, 0), False)),
     "ipmodify_saves_regs": (((5, 5), True), ((5, 11), False)),
     "modified": (((5, 5), False), ((6, 4), True)),
     "jmp": (((5, 5), False), ((6, 19), True)),
+    "direct_ops": (((5, 5), "all"), ((6, 0), "function"), ((7, 0), "bpf")),
+    "fprobe_shares": (((5, 5), False), ((6, 14), True)),
+    "fprobe_saves_regs": (((5, 5), True), ((6, 14), False)),
 }
 
 #: Profiles that --profile takes by name: releases whose kernels were run.
@@ -112,27 +152,62 @@ def semantics_for(version: Version) -> Semantics:
     return Semantics(name=f"v{version[0]}.{version[1]}", **values)  # type: ignore[arg-type]
 
 
+#: Policies that were proposed and not merged so (docs/proposals.md): what each
+#: changes, and the release that it was written for.
+_PROPOSED: dict[str, tuple[Version, Mapping[str, object]]] = {
+    "share-ipmodify-v2": (
+        (6, 0),
+        {"direct_refused": errno.EAGAIN, "peer_told": False, "share_is_flag": True},
+    ),
+    "permanent-v1": ((5, 5), {"permanent_stays": True, "direct_is_permanent": False}),
+}
+
+
+def named(name: str) -> Semantics:
+    """The policy behind --profile's name; raises UsageError for one that does not exist."""
+    known = {semantics_for(v).name: semantics_for(v) for v in NAMED}
+    for proposal, (version, changes) in _PROPOSED.items():
+        known[proposal] = replace(
+            semantics_for(version),
+            name=proposal,
+            **changes,  # type: ignore[arg-type]
+        )
+    if name not in known:
+        raise UsageError(f"there is no profile {name!r}", f"known profiles: {', '.join(known)}")
+    return known[name]
+
+
 def form_for(version: Version, config: Mapping[str, str]) -> Form:
     """How a kernel of this release and configuration prints its registry."""
     values = {name: _value(history, version) for name, history in _FORM.items()}
     if config:
         with_args = config.get("CONFIG_DYNAMIC_FTRACE_WITH_ARGS") == "y"
         values["ipmodify_saves_regs"] = not with_args
-    return Form(**{f.name: bool(values[f.name]) for f in fields(Form)})
+    return Form(**values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Semantics and form together, and why these were chosen."""
+    """Semantics and form together, and why these were chosen.
+
+    ``without`` and ``errnos`` are for ``cohabit rules --survivors`` only: rules that
+    the model shall forget, and rules whose errno it shall get wrong.
+    """
 
     semantics: Semantics
     form: Form
     why: str
+    without: frozenset[str] = frozenset()
+    errnos: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The name of the semantics, like ``v6.12``."""
         return self.semantics.name
+
+    def has(self, rule: str) -> bool:
+        """Whether the model knows a rule: all of them, unless it was told to forget one."""
+        return rule not in self.without
 
 
 def choose(release: str, config: Mapping[str, str], override: str | None = None) -> Profile:
@@ -144,7 +219,7 @@ def choose(release: str, config: Mapping[str, str], override: str | None = None)
     form = form_for(version, config)
     if override is None:
         return Profile(semantics_for(version), form, f"release {release}")
-    known = {semantics_for(v).name: v for v in NAMED}
-    if override not in known:
-        raise UsageError(f"there is no profile {override!r}", f"known profiles: {', '.join(known)}")
-    return Profile(semantics_for(known[override]), form, "--profile")
+    semantics = named(override)
+    # The one proposal that also prints otherwise.
+    form = replace(form, shows_permanent=semantics.permanent_stays)
+    return Profile(semantics, form, "--profile")

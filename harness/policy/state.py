@@ -4,18 +4,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from .attachers import ATTACHERS, Attacher
+
+#: Where a livepatch stands (kernel/livepatch/transition.c); ``on`` for all else.
+#: ``off`` is a patch that is disabled while its module is still loaded.
+Phase = Literal["on", "enabling", "disabling", "off"]
 
 
 @dataclass(frozen=True)
 class Attached:
-    """An attachment: its id in the scenario, what it is, where, and its slot."""
+    """An attachment: its id in the scenario, what it is, where, and its slot.
+
+    ``phase``: of a livepatch; ``forced``: its transition was forced while it left,
+    so its module stays for good; ``alternate``: which of its two trampolines a
+    direct call goes to; ``shares``: how often its ops_func was asked (SELF, PEER,
+    and told that the peer left); ``sharing``: its flag, where sharing is one.
+    """
 
     id: str
     attacher: str
-    function: str
+    functions: tuple[str, ...]
     slot: int
+    phase: Phase = "on"
+    forced: bool = False
+    alternate: int = 0
+    shares: tuple[int, int, int] = (0, 0, 0)
+    sharing: bool = False
 
     @property
     def kind(self) -> Attacher:
@@ -23,35 +39,66 @@ class Attached:
         return ATTACHERS[self.attacher]
 
     @property
+    def active(self) -> bool:
+        """Whether it has an ftrace_ops: a disabled livepatch has none."""
+        return self.phase != "off"
+
+    @property
     def body(self) -> str:
         """The name of the body that it puts in the function's place."""
-        slot = str(self.slot) if self.attacher == "ipmodify" else "ab"[self.slot]
-        return f"{self.attacher}-{slot}"
+        if self.kind.ops == "livepatch":
+            return f"livepatch-{'abcd'[self.slot]}"
+        return f"{self.attacher}-{self.slot}"
+
+    @property
+    def module(self) -> str:
+        """The module of a livepatch."""
+        return f"cohabit_klp_{'abcd'[self.slot]}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A call that sleeps in a function; ``body`` is the one that it entered."""
+
+    id: str
+    function: str
+    body: str
 
 
 @dataclass(frozen=True)
 class State:
     """What the model believes.
 
-    ``attached`` in the order of arrival; ``modified``: functions whose record has M;
-    ``stale_share``: functions whose last BPF program left while an IPMODIFY ops was
-    there (docs/findings/stale-share.md).
+    ``attached`` in the order of arrival.  What the past has left: ``modified``,
+    functions whose record has M; ``kept_regs``, those that keep R though nobody asks
+    for it; ``stale_share``, those whose last BPF program left while an IPMODIFY ops
+    was there (docs/findings/stale-share.md); ``post_armed``, those whose kprobes are
+    armed through the ops with IPMODIFY; ``waiting``, the ids that came while ftrace was
+    off, where PERMANENT ops stay on.  ``held``: calls in progress; ``unloaded``:
+    whether the module of the test functions is gone; ``dead``: ftrace has shut
+    itself down.
     """
 
     attached: tuple[Attached, ...] = ()
     ftrace_enabled: bool = True
     modified: frozenset[str] = frozenset()
+    kept_regs: frozenset[str] = frozenset()
     stale_share: frozenset[str] = frozenset()
+    post_armed: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()
+    held: tuple[Held, ...] = ()
+    unloaded: bool = False
+    dead: bool = False
 
     def on(self, function: str) -> tuple[Attached, ...]:
-        """What is on one function, oldest first."""
-        return tuple(a for a in self.attached if a.function == function)
+        """What is on one function, oldest first; a disabled livepatch is not."""
+        return tuple(a for a in self.attached if a.active and function in a.functions)
 
     def get(self, identity: str) -> Attached | None:
         """The attachment of that id."""
         return next((a for a in self.attached if a.id == identity), None)
 
-    def free_slot(self, attacher: str, function: str) -> int:
+    def free_slot(self, attacher: str, functions: tuple[str, ...]) -> int:
         """The lowest free slot; equals the number of slots when all are taken.
 
         BPF programs are made for one function, so each function has its own.
@@ -61,28 +108,22 @@ class State:
         taken = {
             a.slot
             for a in self.attached
-            if (a.kind.family or a.attacher) == family and (not kind.bpf or a.function == function)
+            if (a.kind.family or a.attacher) == family
+            and (not kind.single or set(a.functions) & set(functions))
         }
         return next(i for i in range(kind.slots + 1) if i not in taken)
 
-    def with_attached(self, new: Attached) -> State:
-        """The state after a successful attach."""
-        return replace(self, attached=(*self.attached, new))
+    def changed(self, new: Attached) -> State:
+        """The state with another value of the attachment of that id."""
+        return replace(self, attached=tuple(new if a.id == new.id else a for a in self.attached))
 
-    def without(self, identity: str) -> State:
-        """The state after a successful detach."""
-        gone = self.get(identity)
-        after = replace(self, attached=tuple(a for a in self.attached if a.id != identity))
-        if gone is None:
-            return after
-        left = after.on(gone.function)
-        shared = any(a.kind.ipmodify for a in left)
-        if gone.kind.bpf and shared and not any(a.kind.bpf for a in left):
-            return replace(after, stale_share=after.stale_share | {gone.function})
-        if gone.kind.ipmodify and not shared and any(a.kind.bpf for a in left):
-            # kernel/bpf/trampoline.c: DISABLE_SHARE_IPMODIFY_PEER clears it.
-            return replace(after, stale_share=after.stale_share - {gone.function})
-        return after
+    def pending(self) -> Attached | None:
+        """The livepatch whose transition has not ended."""
+        return next((a for a in self.attached if a.phase in ("enabling", "disabling")), None)
+
+    def holds(self, functions: tuple[str, ...]) -> bool:
+        """Whether a call sleeps in one of the functions: only the original bodies do."""
+        return any(h.function in functions and h.body == "original" for h in self.held)
 
 
 @dataclass(frozen=True)

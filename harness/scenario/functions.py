@@ -11,6 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.agent import abi
+
+#: The module that holds the test functions.
+TEST_MODULE = "cohabit_funcs"
+
 #: How the agent makes the kernel call a function, exactly once.
 Trigger = Literal["read", "rtnl_getlink", "ctrl_getfamily", "getpgid", "ioctl"]
 
@@ -26,6 +31,8 @@ class Function:
     ``module`` is None for vmlinux.  ``nr_args`` counts all arguments;
     ``may_sleep`` says whether the body sleeps; ``fmod_ret`` whether BPF may
     attach a fmod_ret program (kernel/bpf/verifier.c:check_attach_modify_return).
+    ``lane``: its number, of those that are there for scenarios to run side by side;
+    ``holds``: a call of it can be kept asleep.
     """
 
     name: str
@@ -36,10 +43,22 @@ class Function:
     module: str | None = None
     may_sleep: bool = False
     fmod_ret: bool = False
+    lane: int | None = None
+    holds: bool = False
 
 
-def _test(name: str, nr_args: int, may_sleep: bool = False) -> Function:
-    return Function(name, nr_args, "ioctl", "tag", module="cohabit_funcs", may_sleep=may_sleep)
+def _test(name: str, nr_args: int, may_sleep: bool = False, holds: bool = False) -> Function:
+    return Function(
+        name, nr_args, "ioctl", "tag", module=TEST_MODULE, may_sleep=may_sleep, holds=holds
+    )
+
+
+def _lane(number: int) -> Function:
+    # Called security_*, because that is where BPF takes fmod_ret programs.
+    return Function(
+        abi.lane_function(number), 6, "ioctl", "tag",
+        module=TEST_MODULE, fmod_ret=True, lane=number,
+    )  # fmt: skip
 
 
 FUNCTIONS: dict[str, Function] = {
@@ -58,8 +77,7 @@ FUNCTIONS: dict[str, Function] = {
         # More than x86-64 has argument registers: the rest is on the stack.
         _test("cohabit_f8", 8),
         _test("cohabit_sleep", 1, may_sleep=True),
+        _test("cohabit_hold", 1, holds=True),
+        *(_lane(number) for number in range(abi.LANES)),
     )
 }
-
-#: The module that holds the test functions.
-TEST_MODULE = "cohabit_funcs"

@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Steps and scenarios, and their JSON form (docs/writing-scenarios.md)."""
+"""Steps and scenarios (docs/writing-scenarios.md)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from harness.errors import UsageError
-from harness.policy.attachers import ATTACHERS
-from harness.policy.state import Attached, State
-
-from .functions import FUNCTIONS
+from .functions import TEST_MODULE
 
 FTRACE_ENABLED = "kernel.ftrace_enabled"
 
 
 @dataclass(frozen=True)
 class Attach:
-    """Attach ``attacher`` to ``function`` under the name ``id``.
+    """Attach ``attacher`` to ``functions`` (one attachment, whatever their number) under ``id``.
 
     ``unless_attached``: left out when that id is attached already; with it one
     scenario serves kernels that refused the id before and kernels that did not.
@@ -27,34 +21,87 @@ class Attach:
 
     id: str
     attacher: str
-    function: str
+    functions: tuple[str, ...]
     unless_attached: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The step object."""
-        step: dict[str, Any] = {
-            "do": "attach", "id": self.id, "attacher": self.attacher, "function": self.function
-        }  # fmt: skip
+        step: dict[str, Any] = {"do": "attach", "id": self.id, "attacher": self.attacher}
+        if len(self.functions) == 1:
+            step["function"] = self.functions[0]
+        else:
+            step["functions"] = list(self.functions)
         if self.unless_attached:
             step["unless_attached"] = True
         return step
 
     def __str__(self) -> str:
-        return f"attach {self.id}: {self.attacher} to {self.function}"
+        where = (
+            self.functions[0] if len(self.functions) == 1 else f"{len(self.functions)} functions"
+        )
+        return f"attach {self.id}: {self.attacher} to {where}"
 
 
 @dataclass(frozen=True)
-class Detach:
-    """Detach what was attached as ``id``; left out when that was refused."""
+class _OfId:
+    """A step that has nothing but the id of an attachment (or of a held call)."""
 
     id: str
 
+    do: ClassVar[str]
+
     def to_json(self) -> dict[str, Any]:
         """The step object."""
-        return {"do": "detach", "id": self.id}
+        return {"do": self.do, "id": self.id}
 
     def __str__(self) -> str:
-        return f"detach {self.id}"
+        return f"{self.do} {self.id}"
+
+
+@dataclass(frozen=True)
+class Detach(_OfId):
+    """Detach what was attached as ``id``; left out when that was refused."""
+
+    do = "detach"
+
+
+@dataclass(frozen=True)
+class Disable(_OfId):
+    """Write 0 to a livepatch's ``enabled``; its module stays loaded.
+
+    Where its transition is pending, this reverses it.
+    """
+
+    do = "disable"
+
+
+@dataclass(frozen=True)
+class Enable(_OfId):
+    """Write 1 to a livepatch's ``enabled``."""
+
+    do = "enable"
+
+
+@dataclass(frozen=True)
+class Force(_OfId):
+    """Write 1 to a livepatch's ``force``: its pending transition ends at once."""
+
+    do = "force"
+
+
+@dataclass(frozen=True)
+class Modify:
+    """Point a direct call at the other of its attachment's two trampolines."""
+
+    id: str
+    alternate: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The step object."""
+        return {"do": "modify", "id": self.id, "alternate": self.alternate}
+
+    def __str__(self) -> str:
+        return f"modify {self.id}: trampoline {self.alternate}"
 
 
 @dataclass(frozen=True)
@@ -74,80 +121,146 @@ class Write:
 
 @dataclass(frozen=True)
 class Call:
-    """Only call the functions and look."""
+    """Only call the functions, in a context (``process`` or ``softirq``), and look."""
+
+    context: str = "process"
 
     def to_json(self) -> dict[str, Any]:
         """The step object."""
-        return {"do": "call"}
+        return {"do": "call", **({"context": self.context} if self.context != "process" else {})}
 
     def __str__(self) -> str:
-        return "call"
+        return "call" if self.context == "process" else f"call in {self.context}"
 
 
-Step = Attach | Detach | Write | Call
+@dataclass(frozen=True)
+class Hold:
+    """Call a function and leave the call asleep in it until ``Release``."""
+
+    id: str
+    function: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The step object."""
+        return {"do": "hold", "id": self.id, "function": self.function}
+
+    def __str__(self) -> str:
+        return f"hold {self.id}: a call of {self.function}"
 
 
-def _text(data: Mapping[str, Any], key: str) -> str:
-    value = data.get(key)
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"a step needs {key!r} as text: {json.dumps(dict(data))}")
-    return value
+@dataclass(frozen=True)
+class Release(_OfId):
+    """Let a held call return, and look which body it went through."""
+
+    do = "release"
 
 
-def step_from_json(data: object) -> Step:
-    """The step that a step object describes; raises UsageError for none."""
-    if not isinstance(data, dict):
-        raise UsageError(f"a step is an object, not {json.dumps(data)}")
-    do = data.get("do")
-    if do == "attach":
-        unless_attached = data.get("unless_attached", False)
-        if not isinstance(unless_attached, bool):
-            raise UsageError(f"'unless_attached' is true or false: {json.dumps(data)}")
-        step = Attach(
-            _text(data, "id"), _text(data, "attacher"), _text(data, "function"), unless_attached
-        )
-        if step.attacher not in ATTACHERS:
-            raise UsageError(
-                f"there is no attacher {step.attacher!r}", f"known: {', '.join(ATTACHERS)}"
-            )
-        if step.function not in FUNCTIONS:
-            raise UsageError(
-                f"there is no function {step.function!r}", f"known: {', '.join(FUNCTIONS)}"
-            )
-        if step.attacher == "fmod_ret" and not FUNCTIONS[step.function].fmod_ret:
-            able = ", ".join(f.name for f in FUNCTIONS.values() if f.fmod_ret)
-            raise UsageError(
-                f"fmod_ret does not go on {step.function}",
-                f"BPF takes it on error-injectable and security_* functions only: {able}",
-            )
-        return step
-    if do == "detach":
-        return Detach(_text(data, "id"))
-    if do == "write":
-        sysctl, value = _text(data, "sysctl"), _text(data, "value")
-        if sysctl != FTRACE_ENABLED or value not in ("0", "1"):
-            raise UsageError(
-                f"cannot write {value!r} to {sysctl!r}", f"known: {FTRACE_ENABLED}, 0 or 1"
-            )
-        return Write(sysctl, value)
-    if do == "call":
-        return Call()
-    raise UsageError(f"there is no step {do!r}", "known: attach, detach, write, call")
+@dataclass(frozen=True)
+class Unload:
+    """Unload the module that holds the test functions."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The step object."""
+        return {"do": "unload", "module": TEST_MODULE}
+
+    def __str__(self) -> str:
+        return f"unload {TEST_MODULE}"
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load that module again."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The step object."""
+        return {"do": "load", "module": TEST_MODULE}
+
+    def __str__(self) -> str:
+        return f"load {TEST_MODULE}"
+
+
+#: Calls that no user of ftrace should make (kmods/misuse.c).
+MISUSES = (
+    "direct-unregister-unknown",
+    "direct-modify-unknown",
+    "direct-register-twice",
+    "direct-no-filter",
+    "ipmodify-no-filter",
+    "ipmodify-notrace",
+    "ops-register-twice",
+    "ipmodify-and-direct",
+    "kill-ftrace",
+)
+
+
+@dataclass(frozen=True)
+class Misuse:
+    """Make a call that no user of ftrace should make, on a function of its own."""
+
+    what: str
+    function: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The step object."""
+        return {"do": "misuse", "what": self.what, "function": self.function}
+
+    def __str__(self) -> str:
+        return f"misuse {self.what} on {self.function}"
+
+
+Step = (
+    Attach
+    | Detach
+    | Disable
+    | Enable
+    | Force
+    | Modify
+    | Write
+    | Call
+    | Hold
+    | Release
+    | Unload
+    | Load
+    | Misuse
+)
+
+
+#: In place of a function: a test function that no other scenario uses meanwhile.
+ANY = "any"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """``matrix``: the two attachers in their order, where this is a cell of the pair matrix."""
+    """A named list of steps over one or more functions.
+
+    ``matrix``: the attachers in their order of arrival, where this is a cell of the
+    matrix of pairs or of triples; ``watch``: the registry is read all the time while
+    the steps are done; ``ends_vm``: the kernel is not to be used after it, even if
+    all went as it should.
+    """
 
     name: str
     functions: tuple[str, ...]
     steps: tuple[Step, ...]
-    matrix: tuple[str, str] | None = None
+    matrix: tuple[str, ...] | None = None
+    watch: bool = False
+    ends_vm: bool = False
 
     @property
-    def attachers(self) -> frozenset[str]:
-        """All attachers in it."""
-        return frozenset(s.attacher for s in self.steps if isinstance(s, Attach))
+    def attachers(self) -> tuple[str, ...]:
+        """All attachers in it, each once, in order of arrival."""
+        return tuple(dict.fromkeys(s.attacher for s in self.steps if isinstance(s, Attach)))
+
+    def placed(self, function: str) -> Scenario:
+        """The scenario with a function in ANY's place."""
+        steps = tuple(
+            replace(s, functions=tuple(function if f == ANY else f for f in s.functions))
+            if isinstance(s, Attach)
+            else s
+            for s in self.steps
+        )
+        functions = tuple(function if f == ANY else f for f in self.functions)
+        return replace(self, functions=functions, steps=steps)
 
     def to_json(self) -> dict[str, Any]:
         """The replay form."""
@@ -158,72 +271,8 @@ class Scenario:
         }
         if self.matrix:
             data["matrix"] = list(self.matrix)
+        if self.watch:
+            data["watch"] = True
+        if self.ends_vm:
+            data["ends_vm"] = True
         return data
-
-
-def scenario_from_json(data: object) -> Scenario:
-    """The scenario that a file describes; raises UsageError where it does not."""
-    if not isinstance(data, dict):
-        raise UsageError("a scenario file holds one JSON object")
-    name, functions, steps = (data.get(key) for key in ("name", "functions", "steps"))
-    if not isinstance(name, str) or not name:
-        raise UsageError("a scenario needs a name")
-    if not isinstance(steps, list) or not steps:
-        raise UsageError(f"scenario {name!r} needs steps")
-    parsed = tuple(step_from_json(step) for step in steps)
-    attached = {s.function for s in parsed if isinstance(s, Attach)}
-    if functions is None:
-        functions = sorted(attached)
-    if not isinstance(functions, list) or not all(
-        isinstance(f, str) and f in FUNCTIONS for f in functions
-    ):
-        raise UsageError(f"scenario {name!r}: functions must be of {', '.join(FUNCTIONS)}")
-    if not functions or len(set(functions)) < len(functions):
-        raise UsageError(f"scenario {name!r} needs functions to look at, each named once")
-    if missing := attached - set(functions):
-        raise UsageError(
-            f"scenario {name!r} attaches to {', '.join(sorted(missing))}, not among its functions"
-        )
-    _check_ids(name, parsed)
-    return Scenario(name, tuple(functions), parsed, _matrix(name, data.get("matrix")))
-
-
-def _check_ids(name: str, steps: Sequence[Step]) -> None:
-    """Raises UsageError for steps that don't go together, or ask for more than there is."""
-    ids: set[str] = set()
-    state = State()
-    for step in steps:
-        if isinstance(step, Detach):
-            if step.id not in ids:
-                raise UsageError(
-                    f"scenario {name!r} detaches {step.id!r}, which it never attaches before"
-                )
-            state = state.without(step.id)
-        elif isinstance(step, Attach):
-            if step.id in ids and not step.unless_attached:
-                raise UsageError(
-                    f"scenario {name!r} attaches {step.id!r} twice",
-                    'use another id, or "unless_attached": true',
-                )
-            ids.add(step.id)
-            if state.get(step.id):
-                continue
-            slot = state.free_slot(step.attacher, step.function)
-            if slot == ATTACHERS[step.attacher].slots:
-                raise UsageError(
-                    f"scenario {name!r} attaches more than {slot} of {step.attacher} at a time",
-                    "detach one before",
-                )
-            state = state.with_attached(Attached(step.id, step.attacher, step.function, slot))
-
-
-def _matrix(name: str, value: object) -> tuple[str, str] | None:
-    if value is None:
-        return None
-    if not (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(isinstance(v, str) and v in ATTACHERS for v in value)
-    ):
-        raise UsageError(f"scenario {name!r}: matrix names two attachers, first and second")
-    return value[0], value[1]

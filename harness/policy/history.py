@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How a state becomes the next, with what each arrival and departure leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness.scenario.functions import FUNCTIONS
+
+from . import ops
+from .profile import Profile
+from .state import Attached, RecordState, State
+
+
+def arrive(state: State, new: Attached, profile: Profile) -> State:
+    """The state after an attach that was not refused."""
+    if new.kind.exclusive and profile.has("one-tracer"):
+        for other in state.attached:
+            if other.kind.exclusive == new.kind.exclusive and other.attacher != new.attacher:
+                state = leave(state, other.id, profile)
+    if new.kind.posts:
+        first = {f for f in new.functions if not _has_kprobe(state, f)}
+        state = replace(state, post_armed=state.post_armed | first)
+    state = _tell_direct(state, new, 1, profile)
+    if new.kind.agrees and not new.kind.bpf:
+        met = sum(_has_ipmodify(state, f, profile) for f in new.functions)
+        flag = profile.semantics.share_is_flag
+        new = replace(new, shares=(0 if flag else met, 0, 0), sharing=flag and met > 0)
+    if not state.ftrace_enabled and profile.semantics.permanent_stays:
+        state = replace(state, waiting=state.waiting | {new.id})
+    if new.attacher == "livepatch-replace" and profile.has("replace-displaces"):
+        # What it does not patch itself has its ops until klp_discard_nops.
+        displaced = [a for a in state.attached if a.kind.ops == "livepatch" and a.active]
+        state = replace(state, attached=(*state.attached, new))
+        for other in displaced:
+            state = withdraw(state, other, profile)
+        return state
+    return replace(state, attached=(*state.attached, new))
+
+
+def asked(state: State, refused: Attached, profile: Profile) -> State:
+    """The state after an IPMODIFY ops was refused, but not by the direct call on its function.
+
+    That one is asked first, and nobody tells it that nothing came of it
+    (kernel/trace/ftrace.c: register_ftrace_function).
+    """
+    # Of several functions it depends on which of them refuses.
+    if len(refused.functions) > 1:
+        return state
+    return _tell_direct(state, refused, 1, profile)
+
+
+def modify(state: State, direct: Attached, alternate: int, profile: Profile) -> State:
+    """The state after a direct call was pointed at another trampoline.
+
+    Where an IPMODIFY ops is, it is asked once more whether it shares
+    (kernel/trace/ftrace.c: __modify_ftrace_direct).
+    """
+    met = sum(_has_ipmodify(state, f, profile) for f in direct.functions)
+    asking = direct.kind.agrees and not profile.semantics.share_is_flag
+    own, peer, told = direct.shares
+    shares = (own + met * asking, peer, told)
+    return state.changed(replace(direct, alternate=alternate, shares=shares))
+
+
+def leave(state: State, identity: str, profile: Profile) -> State:
+    """The state after an attachment has left all its functions."""
+    gone = state.get(identity)
+    if gone is None:
+        return state
+    if gone.active:
+        state = withdraw(state, gone, profile)
+    return replace(state, attached=tuple(a for a in state.attached if a.id != identity))
+
+
+def withdraw(state: State, gone: Attached, profile: Profile) -> State:
+    """The state after an attachment's ops let go of its functions; it is still listed, as off."""
+    kept = set(state.kept_regs)
+    armed = set(state.post_armed)
+    there = list(gone.functions)
+    for function in gone.functions:
+        mine = ops.key(gone, function, state, profile)
+        others = [a for a in state.on(function) if a.id != gone.id]
+        if any(ops.key(a, function, state, profile) == mine for a in others):
+            continue
+        there.remove(function)
+        if ops.saves_regs(gone, profile):
+            kept.discard(function)
+            # An ops that stays registered for other functions is found by
+            # test_rec_ops_needs_regs: its filter changes only afterwards.
+            stays = not mine.startswith(("own:", "bpf:", "livepatch:")) and any(
+                ops.key(a, g, state, profile) == mine
+                for a in state.attached
+                if a.active
+                for g in (there if a.id == gone.id else a.functions)
+                if g != function
+            )
+            if stays and profile.has("filter-change-keeps-regs"):
+                kept.add(function)
+        if not others:
+            kept.discard(function)
+        if not any(a.kind.ops == "kprobe" for a in others):
+            armed.discard(function)
+    after = replace(
+        state.changed(replace(gone, phase="off")),
+        kept_regs=frozenset(kept),
+        post_armed=frozenset(armed),
+    )
+    after = _stale_share(after, gone, profile)
+    return _tell_direct(after, gone, 2, profile)
+
+
+def _has_kprobe(state: State, function: str) -> bool:
+    return any(a.kind.ops == "kprobe" for a in state.on(function))
+
+
+def _has_ipmodify(state: State, function: str, profile: Profile) -> bool:
+    return any(ops.is_ipmodify(a, function, state, profile) for a in state.on(function))
+
+
+def _tell_direct(state: State, mover: Attached, what: int, profile: Profile) -> State:
+    """Counts the calls of each direct ops' ops_func, as an IPMODIFY ops comes (1) or goes (2).
+
+    kernel/trace/ftrace.c: prepare_direct_functions_for_ipmodify and
+    cleanup_direct_functions_after_ipmodify, both once a function.
+    """
+    if what == 2 and not (profile.semantics.peer_told and profile.has("peer-told")):
+        return state
+    if profile.semantics.direct_is_ipmodify or not (mover.kind.ipmodify or mover.kind.posts):
+        return state
+    if mover.kind.posts and state.post_armed - set(mover.functions):
+        # Only the first is registered, and only the last unregistered.
+        if profile.has("peers-asked-at-registration"):
+            return state
+    flag = profile.semantics.share_is_flag
+    for other in state.attached:
+        if not other.kind.agrees or other.kind.bpf or other.id == mover.id or other.sharing:
+            continue
+        times = 0
+        for function in set(mover.functions) & set(other.functions):
+            # A second livepatch or kprobe joins an ops that is there already.
+            joined = any(
+                a.kind.ops == mover.kind.ops != "own" and a.id != mover.id
+                for a in state.on(function)
+            )
+            times += not joined
+        if times:
+            counts = list(other.shares)
+            counts[what] += times
+            shares = (counts[0], counts[1], counts[2])
+            state = state.changed(replace(other, shares=shares, sharing=flag))
+    return state
+
+
+def _stale_share(after: State, gone: Attached, profile: Profile) -> State:
+    """What a BPF trampoline keeps: docs/findings/stale-share.md."""
+    stale = set(after.stale_share)
+    for function in gone.functions:
+        left = after.on(function)
+        shared = _has_ipmodify(after, function, profile)
+        if gone.kind.bpf and shared and not any(a.kind.bpf for a in left):
+            stale.add(function)
+        redirected = gone.kind.ipmodify or gone.kind.posts
+        if redirected and not shared and any(a.kind.bpf for a in left):
+            # kernel/bpf/trampoline.c: DISABLE_SHARE_IPMODIFY_PEER clears it.
+            stale.discard(function)
+    return replace(after, stale_share=frozenset(stale))
+
+
+def record_state(state: State, function: str, profile: Profile) -> RecordState:
+    """The ftrace record as the core keeps it (kernel/trace/ftrace.c: __ftrace_hash_rec_update)."""
+    here = state.on(function)
+    form = profile.form
+    count = len(ops.keys(state, function, profile))
+    ipmodify = any(ops.is_ipmodify(a, function, state, profile) for a in here)
+    direct = any(a.kind.direct for a in here)
+    regs = any(ops.saves_regs(a, profile) for a in here)
+    if state.unloaded and FUNCTIONS[function].module:
+        return RecordState(0, False, False, False)
+    return RecordState(
+        count=count if profile.has("record-counts-ops") else min(count, 1),
+        regs=regs or (function in state.kept_regs and count > 0),
+        ipmodify=(ipmodify and profile.has("ipmodify-is-shown"))
+        or (direct and form.direct_shows_ipmodify),
+        direct=direct and profile.has("direct-is-shown"),
+    )
+
+
+def modified(
+    before: State, after: State, functions: tuple[str, ...], profile: Profile
+) -> frozenset[str]:
+    """Functions whose record has M: set when the call site is rewritten, never cleared.
+
+    kernel/trace/ftrace.c: ftrace_check_record sets FTRACE_FL_MODIFIED where it
+    does not return early because nothing about the call site changes.
+    """
+    if not profile.form.modified or not profile.has("modified-is-shown"):
+        return frozenset()
+    found = set(after.modified)
+    if not profile.has("modified-stays"):
+        found = set()
+    for function in functions:
+        was = record_state(before, function, profile)
+        now = record_state(after, function, profile)
+        old = was.patched if before.ftrace_enabled and was.count else None
+        new = now.patched if after.ftrace_enabled and now.count else None
+        changed = new != old or not profile.has("modified-when-rewritten")
+        if new is not None and changed and (now.direct or now.ipmodify):
+            found.add(function)
+    return frozenset(found)

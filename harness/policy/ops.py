@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which ftrace_ops serves which attachment, and what that ops asks for.
+
+A record counts ftrace_ops, not attachments: several attachments may share one on a
+function, and one ops may serve several functions.
+"""
+
+from __future__ import annotations
+
+from .profile import Profile
+from .state import Attached, State
+
+
+def key(attached: Attached, function: str, state: State, profile: Profile) -> str:
+    """The ops behind an attachment on one of its functions, by a name of our own."""
+    ops, form = attached.kind.ops, profile.form
+    if ops == "livepatch" and profile.has("livepatches-share-ops"):
+        # kernel/livepatch/patch.c: klp_patch_func, one klp_ops a function.
+        return f"livepatch:{function}"
+    if attached.kind.direct:
+        if form.direct_ops == "all":
+            return "direct"
+        if ops == "bpf" and profile.has("bpf-shares-trampoline"):
+            return "direct" if form.direct_ops == "bpf" else f"bpf:{function}"
+    if ops == "kprobe" and profile.has("kprobes-share-ops"):
+        armed_post = function in state.post_armed and profile.has("kprobe-post-is-ipmodify")
+        return "kprobe-post" if armed_post else "kprobe"
+    if ops == "tracer":
+        return "tracer"
+    if ops == "graph" or (ops == "fprobe-exit" and form.fprobe_shares):
+        return "graph" if profile.has("graph-shares-ops") else f"graph:{attached.id}"
+    if ops == "fprobe" and form.fprobe_shares and profile.has("fprobes-share-ops"):
+        return "fprobe"
+    return f"own:{attached.id}"
+
+
+def keys(state: State, function: str, profile: Profile) -> set[str]:
+    """All ops on a function."""
+    return {key(a, function, state, profile) for a in state.on(function)}
+
+
+def saves_regs(attached: Attached, profile: Profile) -> bool:
+    """Whether its ops has FTRACE_OPS_FL_SAVE_REGS, so that the record shows R."""
+    kind, form = attached.kind, profile.form
+    if kind.direct:
+        # call_direct_funcs() needs all registers on x86-64 (MULTI_FLAGS, direct_ops).
+        return profile.has("direct-saves-regs")
+    if kind.ipmodify:
+        return form.ipmodify_saves_regs
+    if kind.ops in ("fprobe", "fprobe-exit"):
+        return not form.fprobe_shares and form.fprobe_saves_regs and profile.has("fprobe-regs")
+    return kind.save_regs and profile.has("regs-are-shown")
+
+
+def is_ipmodify(attached: Attached, function: str, state: State, profile: Profile) -> bool:
+    """Whether its ops carries FTRACE_OPS_FL_IPMODIFY on that function."""
+    kind = attached.kind
+    if kind.direct:
+        return profile.semantics.direct_is_ipmodify
+    if kind.ops == "kprobe":
+        return function in state.post_armed and profile.has("kprobe-post-is-ipmodify")
+    return kind.ipmodify
+
+
+def is_permanent(attached: Attached, profile: Profile) -> bool:
+    """Whether its ops carries FTRACE_OPS_FL_PERMANENT."""
+    kind = attached.kind
+    return kind.permanent or (kind.direct and profile.semantics.direct_is_permanent)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which scenarios can be run side by side, each on a function of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.policy.attachers import ATTACHERS
+
+from .functions import FUNCTIONS
+from .steps import ANY, Attach, Detach, Scenario
+
+Shape = tuple[tuple[str, int, bool], ...]
+
+#: Functions of vmlinux for scenarios whose function does not matter, where BPF cannot
+#: be put on functions of modules; the last is the one that takes fmod_ret.
+VMLINUX = ("cmdline_proc_show", "version_proc_show", "rtnl_getlink", "ctrl_getfamily")
+VMLINUX_FMOD_RET = "security_task_getpgid"
+
+
+def sociable(scenario: Scenario) -> bool:
+    """Whether others may run beside it.
+
+    Not if it touches what all share (a sysctl, the test module, transitions that wait),
+    nor where company changes the outcome: a kprobe with a post_handler is asked less
+    once another is there (docs/findings/filter-skips-direct.md).
+    """
+    if scenario.watch or scenario.ends_vm or len(scenario.functions) != 1:
+        return False
+    if not all(isinstance(step, Attach | Detach) for step in scenario.steps):
+        return False
+    kinds = [ATTACHERS[name] for name in scenario.attachers]
+    if len({kind.name for kind in kinds if kind.exclusive}) > 1:
+        return False
+    if any(kind.posts for kind in kinds):
+        return not any(kind.direct or kind.ops == "kprobe" for kind in kinds if not kind.posts)
+    return all(kind.core for kind in kinds)
+
+
+def shape(scenario: Scenario) -> Shape:
+    """What two scenarios must have in common to go in step: the same acts in the same order.
+
+    Attachments are numbered by their arrival, whatever their ids.
+    """
+    numbers: dict[str, int] = {}
+    found = []
+    for step in scenario.steps:
+        assert isinstance(step, Attach | Detach)
+        number = numbers.setdefault(step.id, len(numbers))
+        again = isinstance(step, Attach) and step.unless_attached
+        found.append((type(step).__name__, number, again))
+    return tuple(found)
+
+
+def exclusive(scenario: Scenario) -> frozenset[str]:
+    """Attachers in it of which the kernel takes only one kind at a time."""
+    return frozenset(name for name in scenario.attachers if ATTACHERS[name].exclusive)
+
+
+def places(scenario: Scenario, module_btf: bool) -> Sequence[str]:
+    """Functions that may take ANY's place in it; its own where it has none.
+
+    ``module_btf``: BPF programs can be loaded for functions of modules.
+    """
+    if ANY not in scenario.functions:
+        return scenario.functions
+    if module_btf or not any(ATTACHERS[name].bpf for name in scenario.attachers):
+        return [f.name for f in FUNCTIONS.values() if f.lane is not None]
+    return (VMLINUX_FMOD_RET,) if "fmod_ret" in scenario.attachers else VMLINUX
+
+
+def gather(
+    first: Scenario, others: Sequence[Scenario], module_btf: bool, limit: int
+) -> list[Scenario]:
+    """A scenario and those that can go beside it, in their order, each with a function.
+
+    ``first`` alone where it is not sociable; ``limit`` is the most that there may be.
+    """
+    free = {f.name for f in FUNCTIONS.values()}
+    if not sociable(first):
+        return [first.placed(places(first, module_btf)[0]) if ANY in first.functions else first]
+    wanted, tracers = shape(first), exclusive(first)
+    chosen: list[Scenario] = []
+    for scenario in (first, *others):
+        if len(chosen) == limit:
+            break
+        if not sociable(scenario) or shape(scenario) != wanted:
+            continue
+        if len(tracers | exclusive(scenario)) > 1:
+            continue
+        where = next((f for f in places(scenario, module_btf) if f in free), None)
+        if where is None:
+            continue
+        free.discard(where)
+        tracers |= exclusive(scenario)
+        chosen.append(scenario.placed(where) if ANY in scenario.functions else scenario)
+    return chosen
