@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The BPF attachers: fentry, fexit and fmod_ret programs that count calls of
- * the caller under test and record what they saw.
+ * The BPF attachers: fentry, fexit, fmod_ret and kprobe-multi programs that
+ * count calls of the caller under test and record what they saw.
  *
- * The agent appends one FENTRY(), FEXIT() or FMOD_RET() line for each program
- * and compiles the whole text once a VM. A program's symbol is its own, so that
- * two programs can be loaded for one function; which function a program is for
- * is said when it is loaded.
+ * The agent appends one FENTRY(), FEXIT(), ... line for each kind and number of
+ * arguments, compiles the whole text once a VM, and loads the results itself,
+ * any number of times: the three numbers below are in the instructions as they
+ * are here, and are replaced before each load.
  */
 
 #define MAX_ARGS 8
+
+#define TGID	0x5eed0000	/* the thread group of the caller under test */
+#define INDEX	0x5eed0001	/* of the program's element in "seen" */
+#define RETURNS	0x5eed0002	/* FMOD_RET: the value; FMOD_RET_TAG: the tag */
 
 struct seen {
 	u64 hits;		/* calls by the caller under test */
@@ -18,19 +22,16 @@ struct seen {
 	u64 ret;		/* return value: fexit only */
 };
 
-BPF_ARRAY(seen, struct seen, NR_PROGS);
-/* The thread group of the caller under test. */
-BPF_ARRAY(caller, u32, 1);
+/* The agent maps it: reading and clearing all of it costs no system call. */
+BPF_F_TABLE("array", u32, struct seen, seen, NR_SEEN, BPF_F_MMAPABLE);
 
 static __always_inline struct seen *hit(u32 index)
 {
-	u32 zero = 0;
-	u32 *tgid = caller.lookup(&zero);
 	struct seen *s = seen.lookup(&index);
 
-	if (!tgid || !s)
+	if (!s)
 		return NULL;
-	if ((u32)(bpf_get_current_pid_tgid() >> 32) != *tgid) {
+	if ((u32)(bpf_get_current_pid_tgid() >> 32) != TGID) {
 		__sync_fetch_and_add(&s->others, 1);
 		return NULL;
 	}
@@ -49,20 +50,20 @@ static __always_inline struct seen *hit(u32 index)
 			(s)->args[i] = (ctx)[i];			\
 	} while (0)
 
-#define FENTRY(sym, index, nr)						\
+#define FENTRY(sym, nr)							\
 int sym(unsigned long long *ctx)					\
 {									\
-	struct seen *s = hit(index);					\
+	struct seen *s = hit(INDEX);					\
 									\
 	if (s)								\
 		RECORD_ARGS(s, ctx, nr);				\
 	return 0;							\
 }
 
-#define FEXIT(sym, index, nr)						\
+#define FEXIT(sym, nr)							\
 int sym(unsigned long long *ctx)					\
 {									\
-	struct seen *s = hit(index);					\
+	struct seen *s = hit(INDEX);					\
 									\
 	if (s) {							\
 		RECORD_ARGS(s, ctx, nr);				\
@@ -71,14 +72,57 @@ int sym(unsigned long long *ctx)					\
 	return 0;							\
 }
 
-/* Only the caller under test gets the error; everybody else the real function. */
-#define FMOD_RET(sym, index, nr, error)					\
+/* Only the caller under test gets the value; everybody else the real function. */
+#define FMOD_RET(sym, nr)						\
 int sym(unsigned long long *ctx)					\
 {									\
-	struct seen *s = hit(index);					\
+	struct seen *s = hit(INDEX);					\
 									\
 	if (!s)								\
 		return 0;						\
 	RECORD_ARGS(s, ctx, nr);					\
-	return error;							\
+	return RETURNS;							\
+}
+
+/* As a test function does: the tag, and the checksum of the arguments. */
+#define FMOD_RET_TAG(sym, nr)						\
+unsigned long long sym(unsigned long long *ctx)				\
+{									\
+	struct seen *s = hit(INDEX);					\
+	u64 sum = 0;							\
+									\
+	if (!s)								\
+		return 0;						\
+	RECORD_ARGS(s, ctx, nr);					\
+	_Pragma("unroll")						\
+	for (int i = 0; i < (nr); i++)					\
+		sum += (i + 1) * ctx[i];				\
+	return (u64)RETURNS << 32 | (sum & 0xffffffff);			\
+}
+
+/*
+ * One link covers many functions: which one it is comes with the call. That
+ * helper is newer than what some of the kernels' headers know. The places are
+ * those of the argument registers in struct pt_regs, in units of 8 bytes.
+ */
+static u64 (*attach_cookie)(void *ctx) = (void *)174;
+
+#ifdef __x86_64__
+#define REG_ARGS	{ 14, 13, 12, 11, 9, 8 }
+#else
+#define REG_ARGS	{ 0, 1, 2, 3, 4, 5 }
+#endif
+
+#define KPROBE_MULTI(sym)						\
+int sym(unsigned long long *ctx)					\
+{									\
+	const int places[] = REG_ARGS;					\
+	struct seen *s = hit(attach_cookie(ctx));			\
+									\
+	if (!s)								\
+		return 0;						\
+	_Pragma("unroll")						\
+	for (int i = 0; i < 6; i++)					\
+		s->args[i] = ctx[places[i]];				\
+	return 0;							\
 }

@@ -4,6 +4,7 @@
  * that which one ran is told by the body itself and by nothing else.
  */
 #include <linux/atomic.h>
+#include <linux/kernel.h>
 #include <linux/string.h>
 #include <linux/wait.h>
 
@@ -41,9 +42,10 @@ do {							\
 	SLOT_BODY(7, name, nr, kind)
 
 COHABIT_FUNCTIONS(BODIES)
+BODIES(lane, 6, cohabit_funcs, test)
 
 #define ENTRY_OF(name, nr, object, kind)	\
-	{ #name, nr, {				\
+	{ #name, #object, nr, {			\
 		cohabit_ipmodify_0_##name,	\
 		cohabit_ipmodify_1_##name,	\
 		cohabit_ipmodify_2_##name,	\
@@ -52,17 +54,42 @@ COHABIT_FUNCTIONS(BODIES)
 		cohabit_ipmodify_5_##name,	\
 		cohabit_ipmodify_6_##name,	\
 		cohabit_ipmodify_7_##name,	\
-	} },
+	} }
+
+#define ELEMENT_OF(name, nr, object, kind)	ENTRY_OF(name, nr, object, kind),
 
 static const struct cohabit_function functions[] = {
-	COHABIT_FUNCTIONS(ENTRY_OF)
+	COHABIT_FUNCTIONS(ELEMENT_OF)
 };
 
-/* Returns the table's entry for @name, NULL: not a function of the table. */
-const struct cohabit_function *cohabit_find_function(const char *name)
+/* All lanes are the same but for their names. */
+static const struct cohabit_function lanes = ENTRY_OF(lane, COHABIT_LANE_ARGS, cohabit_funcs, test);
+
+/* The number of the lane that @name is the function of, -1: of none. */
+static int lane_of(const char *name)
 {
+	size_t prefix = strlen(COHABIT_LANE_PREFIX);
+	unsigned int lane;
+
+	if (strncmp(name, COHABIT_LANE_PREFIX, prefix) || strlen(name) != prefix + 3 ||
+	    kstrtouint(name + prefix, 10, &lane) || lane >= COHABIT_LANES)
+		return -1;
+	return lane;
+}
+
+/*
+ * Returns the table's entry for @name, NULL: not a function of the table.
+ * @lane, if not NULL, gets the number of the lane that it is, or -1.
+ */
+const struct cohabit_function *cohabit_find_function(const char *name, int *lane)
+{
+	int number = lane_of(name);
 	unsigned int i;
 
+	if (lane)
+		*lane = number;
+	if (number >= 0)
+		return &lanes;
 	for (i = 0; i < ARRAY_SIZE(functions); i++)
 		if (!strcmp(functions[i].name, name))
 			return &functions[i];

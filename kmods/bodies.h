@@ -31,11 +31,32 @@
 	X(cohabit_f3,		 3, cohabit_funcs, test)	\
 	X(cohabit_f6,		 6, cohabit_funcs, test)	\
 	X(cohabit_f8,		 8, cohabit_funcs, test)	\
-	X(cohabit_sleep,	 1, cohabit_funcs, sleep)
+	X(cohabit_sleep,	 1, cohabit_funcs, sleep)	\
+	X(cohabit_hold,		 1, cohabit_funcs, hold)
 
 #define COHABIT_FUNCTIONS(X)					\
 	COHABIT_VMLINUX_FUNCTIONS(X)				\
 	COHABIT_TEST_FUNCTIONS(X)
+
+/*
+ * The lanes: as many functions of one kind, all alike, so that one body does
+ * for all of them where they are replaced. BPF may replace the return value of
+ * functions of this prefix: kernel/bpf/verifier.c:check_attach_modify_return().
+ * X(number, as three digits)
+ */
+#define COHABIT_LANE_PREFIX	"security_cohabit_"
+#define COHABIT_LANE_ARGS	6
+
+#define COHABIT_TEN_LANES(X, tens)						\
+	X(tens##0) X(tens##1) X(tens##2) X(tens##3) X(tens##4)			\
+	X(tens##5) X(tens##6) X(tens##7) X(tens##8) X(tens##9)
+
+#define COHABIT_ALL_LANES(X)							\
+	COHABIT_TEN_LANES(X, 00) COHABIT_TEN_LANES(X, 01) COHABIT_TEN_LANES(X, 02) \
+	COHABIT_TEN_LANES(X, 03) COHABIT_TEN_LANES(X, 04) COHABIT_TEN_LANES(X, 05) \
+	COHABIT_TEN_LANES(X, 06) COHABIT_TEN_LANES(X, 07) COHABIT_TEN_LANES(X, 08) \
+	COHABIT_TEN_LANES(X, 09) COHABIT_TEN_LANES(X, 10) COHABIT_TEN_LANES(X, 11) \
+	X(120) X(121) X(122) X(123) X(124) X(125) X(126) X(127)
 
 /* As fs/proc/cmdline.c, fs/proc/version.c ... declare them, 5.10 to 7.3. */
 #define COHABIT_ARGS_cmdline_proc_show	struct seq_file *m, void *v
@@ -51,11 +72,14 @@
 #define COHABIT_ARGS_cohabit_f8		\
 	u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5, u64 a6, u64 a7
 #define COHABIT_ARGS_cohabit_sleep	u64 a0
+#define COHABIT_ARGS_cohabit_hold	u64 a0
+#define COHABIT_ARGS_lane		u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5
 
 #define COHABIT_RET_text		int
 #define COHABIT_RET_errno		int
 #define COHABIT_RET_test		u64
 #define COHABIT_RET_sleep		u64
+#define COHABIT_RET_hold		u64
 
 #define COHABIT_SUM_0	0ULL
 #define COHABIT_SUM_1	(a0)
@@ -68,6 +92,11 @@
 /* The including file may have something to do around the sleep. */
 #ifndef COHABIT_SLEEP
 #define COHABIT_SLEEP(ms)	msleep_interruptible(ms)
+#endif
+
+/* Only the original waits. */
+#ifndef COHABIT_HOLD
+#define COHABIT_HOLD(wait)	do { } while (0)
 #endif
 
 #define COHABIT_BODY_text(nr, text, tag)			\
@@ -86,6 +115,11 @@
 #define COHABIT_BODY_sleep(nr, text, tag)			\
 {								\
 	COHABIT_SLEEP(a0);					\
+	return COHABIT_RESULT(tag, COHABIT_SUM_##nr);		\
+}
+#define COHABIT_BODY_hold(nr, text, tag)			\
+{								\
+	COHABIT_HOLD(a0);					\
 	return COHABIT_RESULT(tag, COHABIT_SUM_##nr);		\
 }
 

@@ -15,58 +15,136 @@
 /* More arguments than this are not in registers (x86-64). */
 #define COHABIT_REG_ARGS	6
 
-/* Written by callbacks, without locks; args[] is of the caller's last call. */
-struct cohabit_counter {
+/*
+ * The address that ftrace knows a function by lies within so many bytes of the
+ * symbol: at it, or behind a landing pad. No function is shorter, as they are
+ * aligned to this.
+ */
+#define COHABIT_ENTRY_BYTES	16
+
+/* Written by callbacks, without locks; args[] and ret are of the caller's last call. */
+struct cohabit_seen {
 	atomic64_t hits;
 	atomic64_t others;
 	atomic64_t share_self;
 	atomic64_t share_peer;
 	atomic64_t unshare_peer;
-	u32 nr_args;
 	u64 args[COHABIT_REG_ARGS];
+	u64 ret;
+	u32 nr_args;
+	u32 via;
+	u32 has_ret;
 };
 
-/* One of COHABIT_SLOTS of each kind. Under cohabit_lock, but for the counter. */
+/* One function of an attachment. */
+struct cohabit_target {
+	const struct cohabit_function *function;	/* NULL: not one of the table */
+	unsigned int nr_args;				/* in registers */
+	int lane;					/* -1: not a lane */
+	struct cohabit_seen seen;
+};
+
+/* One of COHABIT_SLOTS of each kind. Under cohabit_lock, but for what was seen. */
 struct cohabit_slot {
-	struct ftrace_ops ops;
-	struct cohabit_counter counter;
-	unsigned long ip;
-	unsigned long target;	/* IPMODIFY: the body; DIRECT: the trampoline */
-	unsigned int nr_args;	/* in registers */
+	struct ftrace_ops ops;		/* of the kinds that are one */
+	unsigned long ips[COHABIT_MAX_FUNCS];
+	struct cohabit_target *targets;	/* kept until the module goes: see cohabit_exit() */
+	unsigned int nr;
 	bool attached;
 };
 
 /* A function of the table in bodies.h, with the body of each IPMODIFY slot. */
 struct cohabit_function {
 	const char *name;
+	const char *object;
 	unsigned int nr_args;
 	void *body[COHABIT_SLOTS];
 };
 
-/* A kind of attacher. attach and detach return the errno of the kernel's call. */
+/*
+ * A kind of attacher. attach puts @slot on slot->nr functions, whose addresses
+ * are in slot->ips; both return the errno of the kernel's call.
+ */
 struct cohabit_kind_ops {
 	u32 flags;		/* COHABIT_F_... that it takes */
 	struct cohabit_slot *slots;
-	int (*attach)(unsigned int nr, const struct cohabit_function *func, u32 flags);
-	int (*detach)(unsigned int nr);
+	int (*attach)(struct cohabit_slot *slot, u32 flags);
+	int (*detach)(struct cohabit_slot *slot);
 };
+
+#define COHABIT_KINDS	6
 
 extern const struct cohabit_kind_ops cohabit_plain_kind;
 extern const struct cohabit_kind_ops cohabit_ipmodify_kind;
 extern const struct cohabit_kind_ops cohabit_direct_kind;
+extern const struct cohabit_kind_ops cohabit_kprobe_kind;
+extern const struct cohabit_kind_ops cohabit_kretprobe_kind;
+extern const struct cohabit_kind_ops cohabit_fprobe_kind;
+extern const struct cohabit_kind_ops *const cohabit_kinds[COHABIT_KINDS];
 
 /* tgid of the caller under test; -1: none yet. */
 extern pid_t cohabit_caller;
 
+int cohabit_direct_modify(unsigned int nr, bool alternate);
+
 int cohabit_lookup_init(void);
 unsigned long cohabit_lookup(const char *name);
 
-const struct cohabit_function *cohabit_find_function(const char *name);
+const struct cohabit_function *cohabit_find_function(const char *name, int *lane);
 void cohabit_wait_for_bodies(void);
+
+void cohabit_reset_seen(struct cohabit_slot *slot);
+long cohabit_ioctl_stats(void __user *arg);
 
 static __always_inline bool cohabit_is_caller(void)
 {
 	return current->tgid == READ_ONCE(cohabit_caller);
+}
+
+/*
+ * The target that @ip is in. A call of anything else is an error of the
+ * kernel's: it goes to the first target, which then has a hit too many.
+ */
+static __always_inline struct cohabit_target *
+cohabit_target_at(struct cohabit_slot *slot, unsigned long ip)
+{
+	unsigned int i;
+
+	for (i = 0; i < slot->nr; i++)
+		if (ip - slot->ips[i] < COHABIT_ENTRY_BYTES)
+			return &slot->targets[i];
+	return slot->targets;
+}
+
+/* Counts a call of @target; false: it's none of the caller's. */
+static __always_inline bool cohabit_count(struct cohabit_target *target)
+{
+	if (!cohabit_is_caller()) {
+		atomic64_inc(&target->seen.others);
+		return false;
+	}
+	atomic64_inc(&target->seen.hits);
+	return true;
+}
+
+/* Records the arguments of a call; @argument(@from, n) is the one in place n. */
+#define cohabit_record_args(target, argument, from)			\
+do {									\
+	struct cohabit_target *__target = (target);			\
+	unsigned int __n;						\
+									\
+	for (__n = 0; __n < __target->nr_args; __n++)			\
+		__target->seen.args[__n] = argument(from, __n);		\
+	__target->seen.nr_args = __target->nr_args;			\
+} while (0)
+
+/* Records what the caller's call of @target returned. */
+static __always_inline void cohabit_record_ret(struct cohabit_target *target, u64 ret)
+{
+	if (!cohabit_is_caller())
+		return;
+	target->seen.ret = ret;
+	target->seen.has_ret = 1;
 }
 
 #endif

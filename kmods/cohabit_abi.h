@@ -9,10 +9,18 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define COHABIT_ABI_VERSION	1
+#define COHABIT_ABI_VERSION	2
 #define COHABIT_NAME_LEN	64
 #define COHABIT_MAX_ARGS	8
-#define COHABIT_SLOTS		8
+#define COHABIT_SLOTS		8	/* of each kind */
+#define COHABIT_MAX_FUNCS	128	/* of one attachment */
+#define COHABIT_LANES		128	/* security_cohabit_000 to _127 */
+#define COHABIT_LIVEPATCHES	4	/* cohabit_klp_a to _d */
+#define COHABIT_FMOD_RETS	40
+#define COHABIT_MAX_CALLS	1024	/* of one COHABIT_IOC_CALLS */
+
+/* The first argument of lane n is this + n, whoever calls it. */
+#define COHABIT_LANE_ARG	0x1000
 
 /*
  * Which body ran. A test function returns TAG << 32 | checksum of its
@@ -22,42 +30,82 @@
  */
 #define COHABIT_ERRNO_BASE	200
 #define COHABIT_TAG_ORIGINAL	1	/* original */
-#define COHABIT_TAG_LIVEPATCH_A	2	/* livepatch-a */
-#define COHABIT_TAG_LIVEPATCH_B	3	/* livepatch-b */
-#define COHABIT_TAG_FMOD_RET_A	4	/* fmod_ret-a */
-#define COHABIT_TAG_FMOD_RET_B	5	/* fmod_ret-b */
+#define COHABIT_TAG_LIVEPATCH	2	/* livepatch-<letter>: this + slot */
 #define COHABIT_TAG_IPMODIFY	8	/* ipmodify-<slot>: this + slot */
+#define COHABIT_TAG_FMOD_RET	16	/* fmod_ret-<slot>: this + slot */
 
 enum cohabit_kind {
-	COHABIT_OPS	 = 0,	/* plain ftrace_ops */
-	COHABIT_IPMODIFY = 1,	/* ftrace_ops with IPMODIFY that redirects to a body of ours */
-	COHABIT_DIRECT	 = 2,	/* direct trampoline */
+	COHABIT_KIND_OPS = 0,		/* plain ftrace_ops */
+	COHABIT_KIND_IPMODIFY = 1,	/* ftrace_ops with IPMODIFY that redirects to a body of ours */
+	COHABIT_KIND_DIRECT = 2,	/* direct trampoline */
+	COHABIT_KIND_KPROBE = 3,
+	COHABIT_KIND_KRETPROBE = 4,
+	COHABIT_KIND_FPROBE = 5,
 };
 
-#define COHABIT_F_SAVE_REGS	(1u << 0)	/* COHABIT_OPS: FTRACE_OPS_FL_SAVE_REGS */
-#define COHABIT_F_OPS_FUNC	(1u << 1)	/* COHABIT_DIRECT: an ops_func that agrees to share */
+#define COHABIT_F_SAVE_REGS	(1u << 0)	/* OPS: FTRACE_OPS_FL_SAVE_REGS */
+#define COHABIT_F_OPS_FUNC	(1u << 1)	/* DIRECT: an ops_func that agrees to share */
+#define COHABIT_F_POST		(1u << 2)	/* KPROBE: a post_handler, too */
+#define COHABIT_F_EXIT		(1u << 3)	/* FPROBE: an exit handler, too */
 
-/* COHABIT_IOC_ATTACH, COHABIT_IOC_DETACH: the errno of the kernel's call, as it is. */
+/*
+ * COHABIT_IOC_ATTACH: slot SLOT of KIND on NR functions, with one call of the
+ * kernel where it has one; COHABIT_IOC_DETACH: looks at KIND and SLOT only. The
+ * errno is the kernel's, as it is; a refused attach leaves nothing behind.
+ */
 struct cohabit_attach {
 	__u32 kind;
 	__u32 slot;
 	__u32 flags;
-	__u32 pad;
-	char func[COHABIT_NAME_LEN];
+	__u32 nr;
+	__u64 names;	/* NR times char[COHABIT_NAME_LEN] */
 };
 
-/* COHABIT_IOC_STAT: what slot SLOT of KIND has seen. reset=1 clears it afterwards. */
+/*
+ * COHABIT_IOC_MODIFY: the attachment in slot SLOT of DIRECT goes over to its
+ * first (0) or its other (1) trampoline. The kernel's errno.
+ */
+struct cohabit_modify {
+	__u32 slot;
+	__u32 alternate;
+};
+
+/*
+ * What slot SLOT of KIND has seen of one function. Where the kernel doesn't
+ * tell which function it is about, and no lane is told by its first argument,
+ * it is counted for the first one: DIRECT, and ops_func calls before 7.0.
+ */
 struct cohabit_stat {
 	__u32 kind;
 	__u32 slot;
-	__u32 reset;
+	__u32 index;			/* in the names of COHABIT_IOC_ATTACH */
 	__u32 nr_args;			/* how many of args[] are known (register arguments) */
 	__u64 hits;			/* calls by the caller under test */
 	__u64 others;			/* calls by anybody else */
 	__u64 args[COHABIT_MAX_ARGS];	/* of the caller's last call */
+	__u64 ret;			/* and what that returned, if HAS_RET */
 	__u64 share_self;		/* ops_func calls, by command */
 	__u64 share_peer;
 	__u64 unshare_peer;
+	__u32 via;			/* DIRECT: N of cohabit_direct_tramp_N, of the last call */
+	__u32 has_ret;
+};
+
+/*
+ * COHABIT_IOC_STATS: each function of each attached slot, by kind, slot and
+ * index. reset=1 clears all of it afterwards. E2BIG: no room, NR is how much
+ * is wanted, nothing was written or cleared.
+ */
+struct cohabit_stats {
+	__u64 stats;	/* NR times struct cohabit_stat */
+	__u32 nr;	/* in: room; out: how many there are */
+	__u32 reset;
+};
+
+/* COHABIT_IOC_ADDRESS: where kallsyms says that FUNC is. ESRCH: nowhere. */
+struct cohabit_address {
+	char func[COHABIT_NAME_LEN];
+	__u64 address;
 };
 
 /* COHABIT_IOC_INFO */
@@ -66,20 +114,45 @@ struct cohabit_info {
 	__u32 has_direct;	/* 1 register_ftrace_direct exists for modules on this kernel */
 	__u32 has_ops_func;	/* 1 a direct ops can have an ops_func (6.0 and newer) */
 	__u32 klp_save_regs;	/* 1 livepatch and IPMODIFY need SAVE_REGS here (no WITH_ARGS) */
+	__u32 has_fprobe;	/* 1 there are fprobes (CONFIG_FPROBE, 5.18 and newer) */
+	__u32 has_modify;	/* 1 there is COHABIT_IOC_MODIFY */
+	__u32 kprobes_on_ftrace;	/* 1 a kprobe on a function's entry uses ftrace */
+	__u32 pad;
 };
 
-/* On /dev/cohabit_funcs: calls test function FUNC in the caller's context. */
+enum cohabit_context {
+	COHABIT_CONTEXT_PROCESS = 0,
+	COHABIT_CONTEXT_SOFTIRQ = 1,	/* on top of the calling task: it is current */
+};
+
+/* A call of test function FUNC. */
 struct cohabit_call {
 	char func[COHABIT_NAME_LEN];
 	__u64 args[COHABIT_MAX_ARGS];
 	__u64 ret;
+	__u32 context;
+	__u32 pad;
 };
 
+/* COHABIT_IOC_CALLS: NR calls, one after the other. ESRCH: one is unknown, none was called. */
+struct cohabit_calls {
+	__u64 calls;	/* NR times struct cohabit_call */
+	__u32 nr;
+	__u32 pad;
+};
+
+/* On /dev/cohabit */
 #define COHABIT_IOC_INFO	_IOR('c', 0x40, struct cohabit_info)
 #define COHABIT_IOC_CALLER	_IO('c', 0x41)	/* the caller under test is my thread group */
 #define COHABIT_IOC_ATTACH	_IOW('c', 0x42, struct cohabit_attach)
 #define COHABIT_IOC_DETACH	_IOW('c', 0x43, struct cohabit_attach)
-#define COHABIT_IOC_STAT	_IOWR('c', 0x44, struct cohabit_stat)
-#define COHABIT_IOC_CALL	_IOWR('c', 0x45, struct cohabit_call)
+#define COHABIT_IOC_STATS	_IOWR('c', 0x44, struct cohabit_stats)
+#define COHABIT_IOC_MODIFY	_IOW('c', 0x46, struct cohabit_modify)
+#define COHABIT_IOC_ADDRESS	_IOWR('c', 0x47, struct cohabit_address)
+
+/* On /dev/cohabit_funcs */
+#define COHABIT_IOC_CALLS	_IOW('c', 0x45, struct cohabit_calls)
+#define COHABIT_IOC_RELEASE	_IO('c', 0x48)	/* lets all calls of cohabit_hold go */
+#define COHABIT_IOC_HELD	_IOR('c', 0x49, __u32)	/* how many wait in there */
 
 #endif

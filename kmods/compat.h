@@ -9,6 +9,7 @@
 
 #include <linux/ftrace.h>
 #include <linux/irqflags.h>
+#include <linux/kprobes.h>
 #include <linux/ptrace.h>
 #include <linux/version.h>
 
@@ -101,7 +102,25 @@ cohabit_set_ip(struct cohabit_ftrace_regs *fregs, unsigned long ip)
 }
 
 /*
- * Frees what ftrace_set_filter_ip() allocated for @ops. 6.2 (8be9fbd5345d, also
+ * Makes the functions at @ips the ones that @ops is for. 5.18 (4f554e955614)
+ * brought ftrace_set_filter_ips().
+ */
+static inline int cohabit_set_filter(struct ftrace_ops *ops, unsigned long *ips, unsigned int nr)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 18, 0)
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < nr && !ret; i++)
+		ret = ftrace_set_filter_ip(ops, ips[i], 0, !i);
+	return ret;
+#else
+	return ftrace_set_filter_ips(ops, ips, nr, 0, 1);
+#endif
+}
+
+/*
+ * Frees what cohabit_set_filter() allocated for @ops. 6.2 (8be9fbd5345d, also
  * in later 6.1) exported ftrace_free_filter(); a filter that is reset to
  * nothing holds no memory either.
  */
@@ -128,41 +147,81 @@ static inline void cohabit_free_filter(struct ftrace_ops *ops)
 #define COHABIT_HAS_OPS_FUNC	0
 #endif
 
-/* 7.0 (956747efd82a): the callback is told the function it is asked about. */
+/*
+ * 7.0 (956747efd82a): the callback is told the function it is asked about.
+ * COHABIT_OPS_FUNC_IP() is no function's address where it isn't.
+ */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(7, 0, 0)
-#define COHABIT_OPS_FUNC(name, ops, cmd) \
+#define COHABIT_OPS_FUNC(name, ops, ip, cmd) \
 	int name(struct ftrace_ops *ops, enum ftrace_ops_cmd cmd)
+#define COHABIT_OPS_FUNC_IP(ip)	0UL
 #else
-#define COHABIT_OPS_FUNC(name, ops, cmd) \
+#define COHABIT_OPS_FUNC(name, ops, ip, cmd) \
 	int name(struct ftrace_ops *ops, unsigned long ip, enum ftrace_ops_cmd cmd)
+#define COHABIT_OPS_FUNC_IP(ip)	(ip)
 #endif
 
 /*
- * cohabit_direct_register(), _unregister(): trampoline @addr on the function at
- * @ip, through @ops where the kernel takes one. What they return is the
- * kernel's; after a failure @ops holds no memory.
+ * cohabit_direct_register(), _exchange(), _unregister(): trampoline @addr on
+ * the @nr functions at @ips, through @ops where the kernel takes one. What they
+ * return is the kernel's; a failed registration leaves nothing behind.
  *
  * 5.16 (f64dd4627ec6) added the _multi calls, which take an ops; 6.4
- * (da8bdfbd4223) dropped the old ones and gave their names to the new.
+ * (da8bdfbd4223) dropped the old ones, for a single function each, and gave
+ * their names to the new.
  */
 #if COHABIT_HAS_DIRECT
 #if LINUX_VERSION_CODE < KERNEL_VERSION(5, 16, 0)
-static inline int cohabit_direct_register(struct ftrace_ops *ops,
-					  unsigned long ip, unsigned long addr)
+static inline int cohabit_direct_register(struct ftrace_ops *ops, unsigned long *ips,
+					  unsigned int nr, unsigned long addr)
 {
-	return register_ftrace_direct(ip, addr);
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < nr; i++) {
+		ret = register_ftrace_direct(ips[i], addr);
+		if (ret)
+			break;
+	}
+	while (ret && i--)
+		unregister_ftrace_direct(ips[i], addr);
+	return ret;
 }
 
-static inline int cohabit_direct_unregister(struct ftrace_ops *ops,
-					    unsigned long ip, unsigned long addr)
+static inline int cohabit_direct_exchange(struct ftrace_ops *ops, unsigned long *ips,
+					  unsigned int nr, unsigned long old, unsigned long addr)
 {
-	return unregister_ftrace_direct(ip, addr);
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < nr; i++) {
+		ret = modify_ftrace_direct(ips[i], old, addr);
+		if (ret)
+			break;
+	}
+	while (ret && i--)
+		modify_ftrace_direct(ips[i], addr, old);
+	return ret;
+}
+
+static inline int cohabit_direct_unregister(struct ftrace_ops *ops, unsigned long *ips,
+					    unsigned int nr, unsigned long addr)
+{
+	unsigned int i;
+	int ret = 0, error;
+
+	for (i = 0; i < nr; i++) {
+		error = unregister_ftrace_direct(ips[i], addr);
+		if (!ret)
+			ret = error;
+	}
+	return ret;
 }
 #else
-static inline int cohabit_direct_register(struct ftrace_ops *ops,
-					  unsigned long ip, unsigned long addr)
+static inline int cohabit_direct_register(struct ftrace_ops *ops, unsigned long *ips,
+					  unsigned int nr, unsigned long addr)
 {
-	int ret = ftrace_set_filter_ip(ops, ip, 0, 1);
+	int ret = cohabit_set_filter(ops, ips, nr);
 
 	if (!ret)
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
@@ -175,8 +234,18 @@ static inline int cohabit_direct_register(struct ftrace_ops *ops,
 	return ret;
 }
 
-static inline int cohabit_direct_unregister(struct ftrace_ops *ops,
-					    unsigned long ip, unsigned long addr)
+static inline int cohabit_direct_exchange(struct ftrace_ops *ops, unsigned long *ips,
+					  unsigned int nr, unsigned long old, unsigned long addr)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+	return modify_ftrace_direct_multi(ops, addr);
+#else
+	return modify_ftrace_direct(ops, addr);
+#endif
+}
+
+static inline int cohabit_direct_unregister(struct ftrace_ops *ops, unsigned long *ips,
+					    unsigned int nr, unsigned long addr)
 {
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
 	int ret = unregister_ftrace_direct_multi(ops, addr);
@@ -190,6 +259,84 @@ static inline int cohabit_direct_unregister(struct ftrace_ops *ops,
 }
 #endif
 #endif /* COHABIT_HAS_DIRECT */
+
+/*
+ * 5.11 (d741bf41d7c7) took the probe out of a kretprobe's instance. NULL: it is
+ * being unregistered.
+ */
+static __always_inline struct kretprobe *cohabit_kretprobe_of(struct kretprobe_instance *ri)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 11, 0)
+	return ri->rp;
+#else
+	return get_kretprobe(ri);
+#endif
+}
+
+/* 5.18 (cad9931f64dc): fprobes. */
+#if defined(CONFIG_FPROBE) && LINUX_VERSION_CODE >= KERNEL_VERSION(5, 18, 0)
+#include <linux/fprobe.h>
+#define COHABIT_HAS_FPROBE	1
+#else
+#define COHABIT_HAS_FPROBE	0
+#endif
+
+/*
+ * COHABIT_FPROBE_ENTRY(), _EXIT(): the heads of an fprobe's handlers.
+ * 6.4 (76d0de5729c0, also in later 6.1): the handlers get data of the call;
+ * 6.4 (39d954200bf6): the entry handler says whether the exit handler is to run;
+ * 6.5 (cb16330d1274): they get the return address;
+ * 6.14 (46bc082388c5, 762abbc0d09f): ftrace_regs, before that pt_regs.
+ */
+#if COHABIT_HAS_FPROBE
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0)
+#define COHABIT_FPROBE_ARGS(fp, ip, regs) \
+	struct fprobe *fp, unsigned long ip, struct pt_regs *regs
+#elif LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
+#define COHABIT_FPROBE_ARGS(fp, ip, regs) \
+	struct fprobe *fp, unsigned long ip, struct pt_regs *regs, void *data
+#elif LINUX_VERSION_CODE < KERNEL_VERSION(6, 14, 0)
+#define COHABIT_FPROBE_ARGS(fp, ip, regs) \
+	struct fprobe *fp, unsigned long ip, unsigned long ret_ip, struct pt_regs *regs, void *data
+#else
+#define COHABIT_FPROBE_ARGS(fp, ip, regs) \
+	struct fprobe *fp, unsigned long ip, unsigned long ret_ip, struct ftrace_regs *regs, \
+	void *data
+#endif
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+#define COHABIT_FPROBE_ENTRY(name, fp, ip, regs) \
+	void notrace name(COHABIT_FPROBE_ARGS(fp, ip, regs))
+#define COHABIT_FPROBE_GO_ON
+#else
+#define COHABIT_FPROBE_ENTRY(name, fp, ip, regs) \
+	int notrace name(COHABIT_FPROBE_ARGS(fp, ip, regs))
+#define COHABIT_FPROBE_GO_ON	0
+#endif
+#define COHABIT_FPROBE_EXIT(name, fp, ip, regs) \
+	void notrace name(COHABIT_FPROBE_ARGS(fp, ip, regs))
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 14, 0)
+#define cohabit_fprobe_argument	regs_get_kernel_argument
+#define cohabit_fprobe_result	regs_return_value
+#else
+#define cohabit_fprobe_argument	ftrace_regs_get_argument
+#define cohabit_fprobe_result	ftrace_regs_get_return_value
+#endif
+
+/*
+ * How many calls under an exit handler can be on their way, at least. 6.4
+ * (59a7a2985568, also in later 6.1) made it a field; since 6.14 (4346ba160409)
+ * there is no limit.
+ */
+static inline void cohabit_fprobe_set_maxactive(struct fprobe *fp, unsigned int nr)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 1, 0) && \
+	LINUX_VERSION_CODE < KERNEL_VERSION(6, 14, 0)
+	fp->nr_maxactive = nr;
+#endif
+}
+#endif /* COHABIT_HAS_FPROBE */
 
 /*
  * Indirect branch tracking, 5.18: functions whose address the kernel never

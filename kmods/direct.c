@@ -3,6 +3,7 @@
  * Attachers that are a direct trampoline. The trampolines themselves are in
  * direct_<architecture>.S; each counts its call here and returns to the address
  * that ftrace left on the stack, so it can share a function with a livepatch.
+ * Each slot has two, so that one can be exchanged for the other.
  */
 #include <linux/string.h>
 
@@ -12,60 +13,75 @@ static struct cohabit_slot direct_slots[COHABIT_SLOTS];
 
 #if COHABIT_HAS_DIRECT
 
-#define COHABIT_TRAMPS(X)	X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
-#define DECLARE_TRAMP(slot)	void cohabit_direct_tramp_##slot(void);
-#define TRAMP(slot)		cohabit_direct_tramp_##slot,
+#define COHABIT_TRAMPS(X)	\
+	X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)	\
+	X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define DECLARE_TRAMP(nr)	void cohabit_direct_tramp_##nr(void);
+#define TRAMP(nr)		cohabit_direct_tramp_##nr,
 
 COHABIT_TRAMPS(DECLARE_TRAMP)
 
-static void (*const tramps[COHABIT_SLOTS])(void) = { COHABIT_TRAMPS(TRAMP) };
+/* The first of a slot is at its number, the other one at that + COHABIT_SLOTS. */
+static void (*const tramps[2 * COHABIT_SLOTS])(void) = { COHABIT_TRAMPS(TRAMP) };
 
-void cohabit_direct_hit(unsigned int nr, const unsigned long *args);
+/* The address of the trampoline that each slot has now. */
+static unsigned long current_tramp[COHABIT_SLOTS];
 
-/* Called by trampoline @nr with the traced function's register arguments. */
-void notrace cohabit_direct_hit(unsigned int nr, const unsigned long *args)
+void cohabit_direct_hit(unsigned int tramp, const unsigned long *args);
+
+/* A trampoline isn't told which function it was called from. */
+static __always_inline struct cohabit_target *
+called_target(struct cohabit_slot *slot, const unsigned long *args)
 {
-	struct cohabit_slot *slot = &direct_slots[nr];
-	struct cohabit_counter *counter = &slot->counter;
 	unsigned int i;
 
-	if (!cohabit_is_caller()) {
-		atomic64_inc(&counter->others);
+	for (i = 0; i < slot->nr; i++)
+		if (slot->targets[i].lane >= 0 &&
+		    args[0] == COHABIT_LANE_ARG + (unsigned long)slot->targets[i].lane)
+			return &slot->targets[i];
+	return slot->targets;
+}
+
+#define direct_argument(args, n)	((args)[n])
+
+/* Called by trampoline @tramp with the traced function's register arguments. */
+void notrace cohabit_direct_hit(unsigned int tramp, const unsigned long *args)
+{
+	struct cohabit_slot *slot = &direct_slots[tramp % COHABIT_SLOTS];
+	struct cohabit_target *target = called_target(slot, args);
+
+	if (!cohabit_count(target))
 		return;
-	}
-	for (i = 0; i < slot->nr_args; i++)
-		counter->args[i] = args[i];
-	counter->nr_args = slot->nr_args;
-	atomic64_inc(&counter->hits);
+	cohabit_record_args(target, direct_argument, args);
+	target->seen.via = tramp;
 }
 
 #if COHABIT_HAS_OPS_FUNC
 /* The trampolines can always share: nothing to change, whatever is asked. */
-static COHABIT_OPS_FUNC(cohabit_direct_ops_func, ops, cmd)
+static COHABIT_OPS_FUNC(cohabit_direct_ops_func, ops, ip, cmd)
 {
 	struct cohabit_slot *slot = container_of(ops, struct cohabit_slot, ops);
-	struct cohabit_counter *counter = &slot->counter;
+	struct cohabit_seen *seen = &cohabit_target_at(slot, COHABIT_OPS_FUNC_IP(ip))->seen;
 
 	switch (cmd) {
 	case FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_SELF:
-		atomic64_inc(&counter->share_self);
+		atomic64_inc(&seen->share_self);
 		break;
 	case FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_PEER:
-		atomic64_inc(&counter->share_peer);
+		atomic64_inc(&seen->share_peer);
 		break;
 	case FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER:
-		atomic64_inc(&counter->unshare_peer);
+		atomic64_inc(&seen->unshare_peer);
 		break;
 	}
 	return 0;
 }
 #endif
 
-static int direct_attach(unsigned int nr, const struct cohabit_function *func, u32 flags)
+static int direct_attach(struct cohabit_slot *slot, u32 flags)
 {
-	struct cohabit_slot *slot = &direct_slots[nr];
+	unsigned int nr = slot - direct_slots;
 
-	slot->target = (unsigned long)tramps[nr];
 	memset(&slot->ops, 0, sizeof(slot->ops));
 	if (flags & COHABIT_F_OPS_FUNC) {
 #if COHABIT_HAS_OPS_FUNC
@@ -74,24 +90,44 @@ static int direct_attach(unsigned int nr, const struct cohabit_function *func, u
 		return -EOPNOTSUPP;
 #endif
 	}
-	return cohabit_direct_register(&slot->ops, slot->ip, slot->target);
+	current_tramp[nr] = (unsigned long)tramps[nr];
+	return cohabit_direct_register(&slot->ops, slot->ips, slot->nr, current_tramp[nr]);
 }
 
-static int direct_detach(unsigned int nr)
+static int direct_detach(struct cohabit_slot *slot)
+{
+	return cohabit_direct_unregister(&slot->ops, slot->ips, slot->nr,
+					 current_tramp[slot - direct_slots]);
+}
+
+/* Lets slot @nr go over to its other (@alternate) or its first trampoline. */
+int cohabit_direct_modify(unsigned int nr, bool alternate)
 {
 	struct cohabit_slot *slot = &direct_slots[nr];
+	unsigned long tramp = (unsigned long)tramps[alternate ? nr + COHABIT_SLOTS : nr];
+	int ret;
 
-	return cohabit_direct_unregister(&slot->ops, slot->ip, slot->target);
+	if (!slot->attached)
+		return -ENOENT;
+	ret = cohabit_direct_exchange(&slot->ops, slot->ips, slot->nr, current_tramp[nr], tramp);
+	if (!ret)
+		current_tramp[nr] = tramp;
+	return ret;
 }
 
 #else /* !COHABIT_HAS_DIRECT */
 
-static int direct_attach(unsigned int nr, const struct cohabit_function *func, u32 flags)
+static int direct_attach(struct cohabit_slot *slot, u32 flags)
 {
 	return -EOPNOTSUPP;
 }
 
-static int direct_detach(unsigned int nr)
+static int direct_detach(struct cohabit_slot *slot)
+{
+	return -EOPNOTSUPP;
+}
+
+int cohabit_direct_modify(unsigned int nr, bool alternate)
 {
 	return -EOPNOTSUPP;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The direct trampolines of x86-64, one a slot. See direct.c. */
+/* The direct trampolines of x86-64, two a slot. See direct.c. */
 #include <linux/linkage.h>
 #include <linux/version.h>
 #include <asm/asm-offsets.h>
@@ -26,7 +26,7 @@
  * registers lie on the stack in order, as cohabit_direct_hit() wants them; rax
  * is kept for functions with a variable number of arguments.
  */
-.macro DIRECT_TRAMP slot:req
+.macro DIRECT_TRAMP nr:req
 	ENDBR
 	ACCOUNT_CALL
 	pushq	%rbp
@@ -39,7 +39,7 @@
 	movq	%r8, (4 * 8)(%rsp)
 	movq	%r9, (5 * 8)(%rsp)
 	movq	%rax, (6 * 8)(%rsp)
-	movl	$\slot, %edi
+	movl	$\nr, %edi
 	movq	%rsp, %rsi
 	call	cohabit_direct_hit
 	movq	(0 * 8)(%rsp), %rdi
@@ -57,10 +57,10 @@
  * SYM_START and not SYM_FUNC_START: the latter brought its own ENDBR from 5.18
  * to 6.14 only.
  */
-#define TRAMP(slot)						\
-	SYM_START(cohabit_direct_tramp_##slot, SYM_L_GLOBAL, .balign 16) ; \
-	DIRECT_TRAMP slot ;					\
-	SYM_FUNC_END(cohabit_direct_tramp_##slot)
+#define TRAMP(nr)						\
+	SYM_START(cohabit_direct_tramp_##nr, SYM_L_GLOBAL, .balign 16) ; \
+	DIRECT_TRAMP nr ;					\
+	SYM_FUNC_END(cohabit_direct_tramp_##nr)
 
 	.text
 TRAMP(0)
@@ -71,3 +71,11 @@ TRAMP(4)
 TRAMP(5)
 TRAMP(6)
 TRAMP(7)
+TRAMP(8)
+TRAMP(9)
+TRAMP(10)
+TRAMP(11)
+TRAMP(12)
+TRAMP(13)
+TRAMP(14)
+TRAMP(15)

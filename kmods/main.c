@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /dev/cohabit: attach and detach ftrace users of each kind on a named function
+ * /dev/cohabit: attach and detach ftrace users of each kind on named functions
  * and read what they saw. README.md has the errnos.
  */
 #include <linux/fs.h>
 #include <linux/minmax.h>
 #include <linux/miscdevice.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/rcupdate.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
 
@@ -18,48 +20,58 @@ static DEFINE_MUTEX(cohabit_lock);
 
 pid_t cohabit_caller = -1;
 
-static const struct cohabit_kind_ops *const kinds[] = {
-	[COHABIT_OPS] = &cohabit_plain_kind,
-	[COHABIT_IPMODIFY] = &cohabit_ipmodify_kind,
-	[COHABIT_DIRECT] = &cohabit_direct_kind,
+const struct cohabit_kind_ops *const cohabit_kinds[COHABIT_KINDS] = {
+	[COHABIT_KIND_OPS] = &cohabit_plain_kind,
+	[COHABIT_KIND_IPMODIFY] = &cohabit_ipmodify_kind,
+	[COHABIT_KIND_DIRECT] = &cohabit_direct_kind,
+	[COHABIT_KIND_KPROBE] = &cohabit_kprobe_kind,
+	[COHABIT_KIND_KRETPROBE] = &cohabit_kretprobe_kind,
+	[COHABIT_KIND_FPROBE] = &cohabit_fprobe_kind,
 };
 
-static bool valid_slot(u32 kind, u32 slot)
+/* Makes the functions in @names the targets of @slot. */
+static int set_targets(struct cohabit_slot *slot, const char (*names)[COHABIT_NAME_LEN], u32 nr)
 {
-	return kind < ARRAY_SIZE(kinds) && slot < COHABIT_SLOTS;
-}
+	struct cohabit_target *target;
+	unsigned int i, j;
 
-static void reset_counter(struct cohabit_counter *counter)
-{
-	atomic64_set(&counter->hits, 0);
-	atomic64_set(&counter->others, 0);
-	atomic64_set(&counter->share_self, 0);
-	atomic64_set(&counter->share_peer, 0);
-	atomic64_set(&counter->unshare_peer, 0);
-	counter->nr_args = 0;
-	memset(counter->args, 0, sizeof(counter->args));
+	if (!slot->targets)
+		slot->targets = kvcalloc(COHABIT_MAX_FUNCS, sizeof(*slot->targets), GFP_KERNEL);
+	if (!slot->targets)
+		return -ENOMEM;
+	for (i = 0; i < nr; i++) {
+		if (!memchr(names[i], 0, COHABIT_NAME_LEN))
+			return -ENAMETOOLONG;
+		slot->ips[i] = cohabit_lookup(names[i]);
+		if (!slot->ips[i])
+			return -ESRCH;
+		for (j = 0; j < i; j++)
+			if (slot->ips[j] == slot->ips[i])
+				return -ENOTUNIQ;
+		target = &slot->targets[i];
+		target->function = cohabit_find_function(names[i], &target->lane);
+		target->nr_args = COHABIT_REG_ARGS;
+		if (target->function)
+			target->nr_args = min_t(unsigned int, target->function->nr_args,
+						COHABIT_REG_ARGS);
+	}
+	slot->nr = nr;
+	cohabit_reset_seen(slot);
+	return 0;
 }
 
 /* An attached slot holds the module: what the kernel may call must stay. */
-static int do_attach(const struct cohabit_attach *req)
+static int attach(const struct cohabit_attach *req, const char (*names)[COHABIT_NAME_LEN])
 {
-	const struct cohabit_kind_ops *kind = kinds[req->kind];
+	const struct cohabit_kind_ops *kind = cohabit_kinds[req->kind];
 	struct cohabit_slot *slot = &kind->slots[req->slot];
-	const struct cohabit_function *func;
 	int ret;
 
-	if (req->flags & ~kind->flags || req->pad)
-		return -EBADRQC;
 	if (slot->attached)
 		return -EALREADY;
-	slot->ip = cohabit_lookup(req->func);
-	if (!slot->ip)
-		return -ESRCH;
-	func = cohabit_find_function(req->func);
-	slot->nr_args = func ? min_t(unsigned int, func->nr_args, COHABIT_REG_ARGS) :
-			       COHABIT_REG_ARGS;
-	reset_counter(&slot->counter);
-	ret = kind->attach(req->slot, func, req->flags);
+	ret = set_targets(slot, names, req->nr);
+	if (!ret)
+		ret = kind->attach(slot, req->flags);
 	if (ret)
 		return ret;
 	slot->attached = true;
@@ -67,15 +79,15 @@ static int do_attach(const struct cohabit_attach *req)
 	return 0;
 }
 
-static int do_detach(const struct cohabit_attach *req)
+static int detach(const struct cohabit_attach *req)
 {
-	const struct cohabit_kind_ops *kind = kinds[req->kind];
+	const struct cohabit_kind_ops *kind = cohabit_kinds[req->kind];
 	struct cohabit_slot *slot = &kind->slots[req->slot];
 	int ret;
 
 	if (!slot->attached)
 		return -ENOENT;
-	ret = kind->detach(req->slot);
+	ret = kind->detach(slot);
 	if (ret)
 		return ret;
 	slot->attached = false;
@@ -83,48 +95,66 @@ static int do_detach(const struct cohabit_attach *req)
 	return 0;
 }
 
-static long ioctl_attach(void __user *arg, int (*act)(const struct cohabit_attach *req))
+static int get_request(struct cohabit_attach *req, const void __user *arg)
+{
+	if (copy_from_user(req, arg, sizeof(*req)))
+		return -EFAULT;
+	if (req->kind >= COHABIT_KINDS || req->slot >= COHABIT_SLOTS)
+		return -EBADSLT;
+	return 0;
+}
+
+static long ioctl_attach(void __user *arg)
 {
 	struct cohabit_attach req;
-	int ret;
+	char (*names)[COHABIT_NAME_LEN];
+	int ret = get_request(&req, arg);
 
-	if (copy_from_user(&req, arg, sizeof(req)))
-		return -EFAULT;
-	if (!valid_slot(req.kind, req.slot))
-		return -EBADSLT;
-	if (!memchr(req.func, 0, sizeof(req.func)))
-		return -ENAMETOOLONG;
-	mutex_lock(&cohabit_lock);
-	ret = act(&req);
-	mutex_unlock(&cohabit_lock);
+	if (ret)
+		return ret;
+	if (req.flags & ~cohabit_kinds[req.kind]->flags || !req.nr || req.nr > COHABIT_MAX_FUNCS)
+		return -EBADRQC;
+	names = memdup_user(u64_to_user_ptr(req.names), req.nr * sizeof(*names));
+	if (IS_ERR(names))
+		return PTR_ERR(names);
+	ret = attach(&req, names);
+	kfree(names);
 	return ret;
 }
 
-static long ioctl_stat(void __user *arg)
+static long ioctl_detach(void __user *arg)
 {
-	struct cohabit_counter *counter;
-	struct cohabit_stat stat;
+	struct cohabit_attach req;
+	int ret = get_request(&req, arg);
 
-	if (copy_from_user(&stat, arg, sizeof(stat)))
+	return ret ?: detach(&req);
+}
+
+static long ioctl_modify(void __user *arg)
+{
+	struct cohabit_modify req;
+
+	if (copy_from_user(&req, arg, sizeof(req)))
 		return -EFAULT;
-	if (!valid_slot(stat.kind, stat.slot))
+	if (req.slot >= COHABIT_SLOTS)
 		return -EBADSLT;
-	counter = &kinds[stat.kind]->slots[stat.slot].counter;
+	if (req.alternate > 1)
+		return -EBADRQC;
+	return cohabit_direct_modify(req.slot, req.alternate);
+}
 
-	mutex_lock(&cohabit_lock);
-	stat.nr_args = counter->nr_args;
-	stat.hits = atomic64_read(&counter->hits);
-	stat.others = atomic64_read(&counter->others);
-	memset(stat.args, 0, sizeof(stat.args));
-	memcpy(stat.args, counter->args, sizeof(counter->args));
-	stat.share_self = atomic64_read(&counter->share_self);
-	stat.share_peer = atomic64_read(&counter->share_peer);
-	stat.unshare_peer = atomic64_read(&counter->unshare_peer);
-	if (stat.reset)
-		reset_counter(counter);
-	mutex_unlock(&cohabit_lock);
+static long ioctl_address(void __user *arg)
+{
+	struct cohabit_address address;
 
-	return copy_to_user(arg, &stat, sizeof(stat)) ? -EFAULT : 0;
+	if (copy_from_user(&address, arg, sizeof(address)))
+		return -EFAULT;
+	if (!memchr(address.func, 0, sizeof(address.func)))
+		return -ENAMETOOLONG;
+	address.address = cohabit_lookup(address.func);
+	if (!address.address)
+		return -ESRCH;
+	return copy_to_user(arg, &address, sizeof(address)) ? -EFAULT : 0;
 }
 
 static long ioctl_info(void __user *arg)
@@ -134,29 +164,44 @@ static long ioctl_info(void __user *arg)
 		.has_direct = COHABIT_HAS_DIRECT,
 		.has_ops_func = COHABIT_HAS_OPS_FUNC,
 		.klp_save_regs = COHABIT_KLP_SAVE_REGS,
+		.has_fprobe = COHABIT_HAS_FPROBE,
+		.has_modify = COHABIT_HAS_DIRECT,
+		.kprobes_on_ftrace = IS_ENABLED(CONFIG_KPROBES_ON_FTRACE),
 	};
 
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;
 }
 
-static long cohabit_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+static long locked_ioctl(unsigned int cmd, void __user *arg)
 {
-	void __user *p = (void __user *)arg;
-
 	switch (cmd) {
 	case COHABIT_IOC_INFO:
-		return ioctl_info(p);
+		return ioctl_info(arg);
 	case COHABIT_IOC_CALLER:
 		WRITE_ONCE(cohabit_caller, current->tgid);
 		return 0;
 	case COHABIT_IOC_ATTACH:
-		return ioctl_attach(p, do_attach);
+		return ioctl_attach(arg);
 	case COHABIT_IOC_DETACH:
-		return ioctl_attach(p, do_detach);
-	case COHABIT_IOC_STAT:
-		return ioctl_stat(p);
+		return ioctl_detach(arg);
+	case COHABIT_IOC_STATS:
+		return cohabit_ioctl_stats(arg);
+	case COHABIT_IOC_MODIFY:
+		return ioctl_modify(arg);
+	case COHABIT_IOC_ADDRESS:
+		return ioctl_address(arg);
 	}
 	return -ENOTTY;
+}
+
+static long cohabit_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	long ret;
+
+	mutex_lock(&cohabit_lock);
+	ret = locked_ioctl(cmd, (void __user *)arg);
+	mutex_unlock(&cohabit_lock);
+	return ret;
 }
 
 static const struct file_operations cohabit_fops = {
@@ -180,15 +225,23 @@ static int __init cohabit_init(void)
 	return misc_register(&cohabit_device);
 }
 
-/* No slot is attached here, but a task may still be on its way out of our code. */
+/*
+ * No slot is attached here, but a task may still be on its way out of our code,
+ * a trampoline for instance, and count.
+ */
 static void __exit cohabit_exit(void)
 {
+	unsigned int kind, slot;
+
 	misc_deregister(&cohabit_device);
 	cohabit_wait_for_bodies();
 	synchronize_rcu_tasks();
+	for (kind = 0; kind < COHABIT_KINDS; kind++)
+		for (slot = 0; slot < COHABIT_SLOTS; slot++)
+			kvfree(cohabit_kinds[kind]->slots[slot].targets);
 }
 
 module_init(cohabit_init);
 module_exit(cohabit_exit);
-MODULE_DESCRIPTION("Registers ftrace users on a named function");
+MODULE_DESCRIPTION("Registers ftrace users on named functions");
 MODULE_LICENSE("GPL");

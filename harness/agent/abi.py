@@ -4,51 +4,79 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Optional
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 NAME_LEN = 64
 MAX_ARGS = 8
 SLOTS = 8
+MAX_FUNCS = 128
+LANES = 128
+LIVEPATCHES = 4
+FMOD_RETS = 40
 
 ERRNO_BASE = 200
 TAG_ORIGINAL = 1
-TAG_LIVEPATCH_A = 2
-TAG_LIVEPATCH_B = 3
-TAG_FMOD_RET_A = 4
-TAG_FMOD_RET_B = 5
+TAG_LIVEPATCH = 2
 TAG_IPMODIFY = 8
+TAG_FMOD_RET = 16
 
 KIND_OPS = 0
 KIND_IPMODIFY = 1
 KIND_DIRECT = 2
+KIND_KPROBE = 3
+KIND_KRETPROBE = 4
+KIND_FPROBE = 5
 
 F_SAVE_REGS = 1
 F_OPS_FUNC = 2
+F_POST = 4
+F_EXIT = 8
+
+CONTEXT_PROCESS = 0
+CONTEXT_SOFTIRQ = 1
+
+#: The first argument of lane n is this + n.
+LANE_ARG = 0x1000
 
 #: Arguments for the test functions: different in every place and larger than
 #: 32 bits in none, so that a swapped or cut argument changes the checksum.
 TEST_ARGS = [0x101, 0x2202, 0x33303, 0x44404, 0x55505, 0x66606, 0x77707, 0x88808]
 #: The one argument of the sleeping function is how long, in ms.
 SLEEP_ARGS = [1]
+#: The one argument of the holding function: 0 doesn't wait, anything else does.
+HOLD_ARGS = [0]
 
 
-def arguments(nr_args: int, may_sleep: bool) -> list[int]:
-    """What a test function is called with."""
-    return (SLEEP_ARGS if may_sleep else TEST_ARGS)[:nr_args]
+def lane_function(lane: int) -> str:
+    """The name of a lane's test function."""
+    return "security_cohabit_%03d" % lane
+
+
+def arguments(
+    nr_args: int, may_sleep: bool, lane: Optional[int] = None, holds: bool = False
+) -> list[int]:
+    """What a test function is called with: ``lane`` is its lane, ``holds``: it is cohabit_hold."""
+    if holds:
+        return HOLD_ARGS[:nr_args]
+    if may_sleep:
+        return SLEEP_ARGS[:nr_args]
+    if lane is not None:
+        return [LANE_ARG + lane, *TEST_ARGS[1:nr_args]]
+    return TEST_ARGS[:nr_args]
 
 
 def body_of_tag(tag: int) -> str:
     """The name of the body behind a tag; ``tag-N`` for one that nobody has."""
-    names = {
-        TAG_ORIGINAL: "original",
-        TAG_LIVEPATCH_A: "livepatch-a",
-        TAG_LIVEPATCH_B: "livepatch-b",
-        TAG_FMOD_RET_A: "fmod_ret-a",
-        TAG_FMOD_RET_B: "fmod_ret-b",
-    }
+    if tag == TAG_ORIGINAL:
+        return "original"
+    if TAG_LIVEPATCH <= tag < TAG_LIVEPATCH + LIVEPATCHES:
+        return "livepatch-%s" % "abcd"[tag - TAG_LIVEPATCH]
     if TAG_IPMODIFY <= tag < TAG_IPMODIFY + SLOTS:
         return "ipmodify-%d" % (tag - TAG_IPMODIFY)
-    return names.get(tag, "tag-%d" % tag)
+    if TAG_FMOD_RET <= tag < TAG_FMOD_RET + FMOD_RETS:
+        return "fmod_ret-%d" % (tag - TAG_FMOD_RET)
+    return "tag-%d" % tag
 
 
 def checksum(args: list[int]) -> int:
@@ -57,15 +85,21 @@ def checksum(args: list[int]) -> int:
 
 
 class Attach(ctypes.Structure):
-    """struct cohabit_attach"""
+    """struct cohabit_attach; ``names`` makes what its field of that name points to."""
 
     _fields_ = [
         ("kind", ctypes.c_uint32),
         ("slot", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-        ("func", ctypes.c_char * NAME_LEN),
+        ("nr", ctypes.c_uint32),
+        ("names", ctypes.c_uint64),
     ]
+
+
+class Modify(ctypes.Structure):
+    """struct cohabit_modify"""
+
+    _fields_ = [("slot", ctypes.c_uint32), ("alternate", ctypes.c_uint32)]
 
 
 class Stat(ctypes.Structure):
@@ -74,15 +108,34 @@ class Stat(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_uint32),
         ("slot", ctypes.c_uint32),
-        ("reset", ctypes.c_uint32),
+        ("index", ctypes.c_uint32),
         ("nr_args", ctypes.c_uint32),
         ("hits", ctypes.c_uint64),
         ("others", ctypes.c_uint64),
         ("args", ctypes.c_uint64 * MAX_ARGS),
+        ("ret", ctypes.c_uint64),
         ("share_self", ctypes.c_uint64),
         ("share_peer", ctypes.c_uint64),
         ("unshare_peer", ctypes.c_uint64),
+        ("via", ctypes.c_uint32),
+        ("has_ret", ctypes.c_uint32),
     ]
+
+
+class Stats(ctypes.Structure):
+    """struct cohabit_stats"""
+
+    _fields_ = [
+        ("stats", ctypes.c_uint64),
+        ("nr", ctypes.c_uint32),
+        ("reset", ctypes.c_uint32),
+    ]
+
+
+class Address(ctypes.Structure):
+    """struct cohabit_address"""
+
+    _fields_ = [("func", ctypes.c_char * NAME_LEN), ("address", ctypes.c_uint64)]
 
 
 class Info(ctypes.Structure):
@@ -93,6 +146,10 @@ class Info(ctypes.Structure):
         ("has_direct", ctypes.c_uint32),
         ("has_ops_func", ctypes.c_uint32),
         ("klp_save_regs", ctypes.c_uint32),
+        ("has_fprobe", ctypes.c_uint32),
+        ("has_modify", ctypes.c_uint32),
+        ("kprobes_on_ftrace", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
     ]
 
 
@@ -103,6 +160,18 @@ class Call(ctypes.Structure):
         ("func", ctypes.c_char * NAME_LEN),
         ("args", ctypes.c_uint64 * MAX_ARGS),
         ("ret", ctypes.c_uint64),
+        ("context", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    ]
+
+
+class Calls(ctypes.Structure):
+    """struct cohabit_calls"""
+
+    _fields_ = [
+        ("calls", ctypes.c_uint64),
+        ("nr", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
     ]
 
 
@@ -118,5 +187,17 @@ IOC_INFO = _ioc(_READ, 0x40, ctypes.sizeof(Info))
 IOC_CALLER = _ioc(_NONE, 0x41, 0)
 IOC_ATTACH = _ioc(_WRITE, 0x42, ctypes.sizeof(Attach))
 IOC_DETACH = _ioc(_WRITE, 0x43, ctypes.sizeof(Attach))
-IOC_STAT = _ioc(_READ | _WRITE, 0x44, ctypes.sizeof(Stat))
-IOC_CALL = _ioc(_READ | _WRITE, 0x45, ctypes.sizeof(Call))
+IOC_STATS = _ioc(_READ | _WRITE, 0x44, ctypes.sizeof(Stats))
+IOC_CALLS = _ioc(_WRITE, 0x45, ctypes.sizeof(Calls))
+IOC_MODIFY = _ioc(_WRITE, 0x46, ctypes.sizeof(Modify))
+IOC_ADDRESS = _ioc(_READ | _WRITE, 0x47, ctypes.sizeof(Address))
+IOC_RELEASE = _ioc(_NONE, 0x48, 0)
+IOC_HELD = _ioc(_READ, 0x49, ctypes.sizeof(ctypes.c_uint32))
+
+
+def names(functions: list[str]) -> ctypes.Array[ctypes.Array[ctypes.c_char]]:
+    """An array that Attach.names can point to (``ctypes.addressof``); keep it while it is used."""
+    array = (ctypes.c_char * NAME_LEN * len(functions))()
+    for index, function in enumerate(functions):
+        array[index].value = function.encode()
+    return array

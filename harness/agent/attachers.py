@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Attaching and detaching, one class a way of doing it.
+"""Attaching and detaching: what all ways of it have in common, and what modules of ours do.
 
 Every attach and detach gives the errno of the call that decided it.  Nothing
 here expects an outcome.
@@ -7,32 +7,79 @@ here expects an outcome.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
-import time
-from typing import Any, Optional
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Optional
 
-from . import abi, system
-from .bpf import SLOTS, Programs
+from . import abi
 
-KMODS = "/cohabit/kmods"
-_LIVEPATCH_SYSFS = "/sys/kernel/livepatch/"
-#: Kernel memory is short for a moment, or another task holds BPF's trampoline
-#: lock (kernel/bpf/trampoline.c: bpf_tramp_ftrace_ops_func): asked again.
-EAGAIN = 11
-
-_KMOD_KINDS = {
+#: By attacher: kind and flags of cohabit.ko.
+KMOD_KINDS = {
     "ops": (abi.KIND_OPS, 0),
     "ops-regs": (abi.KIND_OPS, abi.F_SAVE_REGS),
     "ipmodify": (abi.KIND_IPMODIFY, 0),
     "direct": (abi.KIND_DIRECT, 0),
     "direct-share": (abi.KIND_DIRECT, abi.F_OPS_FUNC),
+    "kprobe": (abi.KIND_KPROBE, 0),
+    "kprobe-post": (abi.KIND_KPROBE, abi.F_POST),
+    "kretprobe": (abi.KIND_KRETPROBE, 0),
+    "fprobe": (abi.KIND_FPROBE, 0),
+    "fprobe-exit": (abi.KIND_FPROBE, abi.F_EXIT),
 }
-KINDS = (*_KMOD_KINDS, "livepatch", "fentry", "fexit", "fmod_ret")
+
+#: struct cohabit_stat: kind, slot, index, nr_args; hits, others; args[]; ret; the
+#: three kinds of ops_func calls; via, has_ret.
+STAT = struct.Struct("<4I2Q%dQQ3Q2I" % abi.MAX_ARGS)
+
+#: Identity of an attachment, function, what the one has seen of the other: ``hits``
+#: and ``others`` (calls by the caller under test and by anybody else), ``args`` of its
+#: last call, and ``ret``, ``share`` or ``via`` where they are known.
+Seen = tuple[str, str, dict[str, Any]]
+
+
+class Outcome(NamedTuple):
+    """How an act ended.
+
+    ``errno`` of the call that decided it, 0 for success; ``remark`` in words; ``done``:
+    False where it succeeded and what follows from it did not happen in time; ``held``:
+    body and return value of a call that was let go.
+    """
+
+    errno: int
+    remark: str = ""
+    done: bool = True
+    held: Optional[dict[str, Any]] = None
+
+
+class Attachment:
+    """One thing that hooks (or tried to hook) some functions.
+
+    ``identity`` is the harness's name for it.
+    """
+
+    def __init__(self, identity: str, kind: str, functions: list[str], slot: int) -> None:
+        self.identity = identity
+        self.kind = kind
+        self.functions = functions
+        self.slot = slot
+
+    def attach(self, deadline: float, wait: bool) -> Outcome:
+        """Attaches; ``deadline`` is a time.monotonic() for what the kernel does later.
+
+        ``wait``: whether to wait for that.
+        """
+        raise NotImplementedError
+
+    def detach(self, deadline: float) -> Outcome:
+        """Detaches."""
+        raise NotImplementedError
 
 
 class Control:
-    """The control module's device."""
+    """The control module's device, and what is attached through it."""
 
     def __init__(self) -> None:
         self._fd = os.open("/dev/cohabit", os.O_RDWR | os.O_CLOEXEC)
@@ -41,6 +88,9 @@ class Control:
         if self.info.abi != abi.ABI_VERSION:
             raise RuntimeError("control module speaks ABI %d" % self.info.abi)
         fcntl.ioctl(self._fd, abi.IOC_CALLER)
+        #: By number of the kind and slot.
+        self.attached: dict[tuple[int, int], KmodAttachment] = {}
+        self._buffer = ctypes.create_string_buffer(0)
 
     def request(self, number: int, argument: Any) -> int:
         """An ioctl; its errno, 0 for success."""
@@ -50,148 +100,79 @@ class Control:
             return error.errno or 5
         return 0
 
+    def address(self, function: str) -> tuple[int, int]:
+        """Errno and where a function is."""
+        found = abi.Address(func=function.encode())
+        return self.request(abi.IOC_ADDRESS, found), int(found.address)
 
-def livepatches() -> dict[str, dict[str, int]]:
-    """The patches in /sys/kernel/livepatch with their ``enabled`` and ``transition``."""
-    found: dict[str, dict[str, int]] = {}
-    try:
-        names = os.listdir(_LIVEPATCH_SYSFS)
-    except FileNotFoundError:
-        return found
-    for name in sorted(names):
-        values = {}
-        for key in ("enabled", "transition"):
-            text = system.read(_LIVEPATCH_SYSFS + name + "/" + key)
-            if text is not None:
-                values[key] = int(text)
-        if values:
-            found[name] = values
-    return found
+    def _read(self, reset: bool) -> bytes:
+        size = STAT.size * sum(len(a.functions) for a in self.attached.values())
+        if not size:
+            return b""
+        if len(self._buffer) < size:
+            self._buffer = ctypes.create_string_buffer(size)
+        stats = abi.Stats(
+            stats=ctypes.addressof(self._buffer),
+            nr=len(self._buffer) // STAT.size,
+            reset=int(reset),
+        )
+        error = self.request(abi.IOC_STATS, stats)
+        if error:
+            raise RuntimeError("reading the counters failed with errno %d" % error)
+        return self._buffer.raw[: stats.nr * STAT.size]
 
+    def clear(self) -> None:
+        """See observe.Counters."""
+        self._read(reset=True)
 
-def _wait(condition: Any, deadline: float) -> bool:
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(system.POLL)
-    return True
-
-
-class Attachment:
-    """One thing that hooks (or tried to hook) one function."""
-
-    def __init__(self, kind: str, function: str, slot: int) -> None:
-        self.kind = kind
-        self.function = function
-        self.slot = slot
-
-    def attach(self, deadline: float) -> tuple[int, str]:
-        """Errno and a remark; ``deadline`` is a time.monotonic() for what the kernel does later."""
-        raise NotImplementedError
-
-    def detach(self, deadline: float) -> tuple[int, str]:
-        """Errno and a remark."""
-        raise NotImplementedError
-
-    def stat(self, reset: bool) -> Optional[dict[str, Any]]:
-        """Hits and arguments since the last reset, or None where it does not count."""
-        raise NotImplementedError
+    def seen(self) -> Iterator[Seen]:
+        """See observe.Counters."""
+        for kind, slot, index, nr_args, hits, others, *rest in STAT.iter_unpack(self._read(False)):
+            attachment = self.attached[kind, slot]
+            result: dict[str, Any] = {"hits": hits, "others": others, "args": rest[:nr_args]}
+            ret, *share, via, has_ret = rest[abi.MAX_ARGS :]
+            if has_ret:
+                result["ret"] = ret
+            if attachment.kind == "direct-share":
+                result["share"] = share
+            if kind == abi.KIND_DIRECT and hits:
+                result["via"] = via
+            yield attachment.identity, attachment.functions[index], result
 
 
 class KmodAttachment(Attachment):
-    """Something that the control module registers."""
+    """Something that the control module registers, on all its functions with one call."""
 
-    def __init__(self, kind: str, function: str, slot: int, control: Control) -> None:
-        super().__init__(kind, function, slot)
+    def __init__(
+        self, identity: str, kind: str, functions: list[str], slot: int, control: Control
+    ) -> None:
+        super().__init__(identity, kind, functions, slot)
         self._control = control
-        number, flags = _KMOD_KINDS[kind]
-        self._argument = abi.Attach(kind=number, slot=slot, flags=flags, func=function.encode())
+        number, flags = KMOD_KINDS[kind]
+        self._names = abi.names(functions)
+        self._argument = abi.Attach(
+            kind=number,
+            slot=slot,
+            flags=flags,
+            nr=len(functions),
+            names=ctypes.addressof(self._names),
+        )
 
-    def attach(self, deadline: float) -> tuple[int, str]:
+    def attach(self, deadline: float, wait: bool) -> Outcome:
         """See Attachment."""
-        return self._control.request(abi.IOC_ATTACH, self._argument), ""
+        error = self._control.request(abi.IOC_ATTACH, self._argument)
+        if not error:
+            self._control.attached[self._argument.kind, self.slot] = self
+        return Outcome(error)
 
-    def detach(self, deadline: float) -> tuple[int, str]:
+    def detach(self, deadline: float) -> Outcome:
         """See Attachment."""
-        return self._control.request(abi.IOC_DETACH, self._argument), ""
+        error = self._control.request(abi.IOC_DETACH, self._argument)
+        if not error:
+            del self._control.attached[self._argument.kind, self.slot]
+        return Outcome(error)
 
-    def stat(self, reset: bool) -> Optional[dict[str, Any]]:
-        """See Attachment."""
-        stat = abi.Stat(kind=self._argument.kind, slot=self.slot, reset=int(reset))
-        error = self._control.request(abi.IOC_STAT, stat)
-        if error:
-            raise RuntimeError("reading the counters failed with errno %d" % error)
-        result: dict[str, Any] = {
-            "hits": int(stat.hits),
-            "others": int(stat.others),
-            "args": [int(arg) for arg in stat.args][: stat.nr_args],
-        }
-        if self.kind == "direct-share":
-            result["share"] = [int(stat.share_self), int(stat.share_peer), int(stat.unshare_peer)]
-        return result
-
-
-class LivepatchAttachment(Attachment):
-    """A livepatch module that patches one function."""
-
-    def __init__(self, kind: str, function: str, slot: int) -> None:
-        super().__init__(kind, function, slot)
-        self.module = "cohabit_klp_" + SLOTS[slot]
-
-    def attach(self, deadline: float) -> tuple[int, str]:
-        """See Attachment; waits for the transition to end."""
-        path = "%s/%s.ko" % (KMODS, self.module)
-        error = system.load_module(path, "funcs=" + self.function)
-        tries = 1
-        while error == EAGAIN and time.monotonic() < deadline:
-            error = system.load_module(path, "funcs=" + self.function)
-            tries += 1
-        remark = "" if tries == 1 else "EAGAIN %d times first" % (tries - 1)
-        if error == 0 and not _wait(self._settled, deadline):
-            remark = "the transition did not end"
-        return error, remark
-
-    def _settled(self) -> bool:
-        return livepatches().get(self.module, {}).get("transition") == 0
-
-    def _gone(self) -> bool:
-        return self.module not in livepatches()
-
-    def detach(self, deadline: float) -> tuple[int, str]:
-        """See Attachment; waits for the transition, then unloads the module."""
-        error = system.write(_LIVEPATCH_SYSFS + self.module + "/enabled", "0")
-        if error:
-            return error, "enabled"
-        if not _wait(self._gone, deadline):
-            return 0, "the transition did not end"
-        return system.unload_module(self.module, deadline), "unload"
-
-    def stat(self, reset: bool) -> Optional[dict[str, Any]]:
-        """A livepatch is witnessed by its body, not by a counter."""
-        return None
-
-
-class BpfAttachment(Attachment):
-    """A BPF tracing program."""
-
-    def __init__(self, kind: str, function: str, slot: int, programs: Programs) -> None:
-        super().__init__(kind, function, slot)
-        self._programs = programs
-        self._link: Optional[int] = None
-
-    def attach(self, deadline: float) -> tuple[int, str]:
-        """See Attachment."""
-        error, self._link, where = self._programs.attach(self.kind, self.function, self.slot)
-        return error, where if error else ""
-
-    def detach(self, deadline: float) -> tuple[int, str]:
-        """See Attachment; closing the link detaches (bcc has no other way)."""
-        if self._link is None:
-            return 2, "not attached"
-        os.close(self._link)
-        self._link = None
-        return 0, ""
-
-    def stat(self, reset: bool) -> Optional[dict[str, Any]]:
-        """See Attachment."""
-        return self._programs.stat(self.kind, self.function, self.slot, reset)
+    def modify(self, alternate: int) -> Outcome:
+        """Makes a direct attachment go through its other (1) or its first (0) trampoline."""
+        argument = abi.Modify(slot=self.slot, alternate=alternate)
+        return Outcome(self._control.request(abi.IOC_MODIFY, argument))

@@ -8,15 +8,18 @@ import errno
 import os
 import platform
 import time
-from typing import Optional
+from typing import Callable, Optional
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h
 _NUMBERS = {
-    "x86_64": {"finit_module": 313, "delete_module": 176},
-    "aarch64": {"finit_module": 273, "delete_module": 106},
+    "x86_64": {"bpf": 321, "finit_module": 313, "delete_module": 176},
+    "aarch64": {"bpf": 280, "finit_module": 273, "delete_module": 106},
 }[platform.machine()]
+
+#: Where our modules are.
+KMODS = "/cohabit/kmods"
 
 #: How often something that the kernel does by itself is looked at, in seconds.
 POLL = 0.01
@@ -27,6 +30,18 @@ def _syscall(name: str, *args: object) -> int:
     if _libc.syscall(_NUMBERS[name], *args) < 0:
         return ctypes.get_errno()
     return 0
+
+
+def bpf(command: int, attr: ctypes.Structure) -> int:
+    """bpf(2); what it returns (a file descriptor, mostly), or the errno as a negative number."""
+    ctypes.set_errno(0)
+    result = int(_libc.syscall(_NUMBERS["bpf"], command, ctypes.byref(attr), ctypes.sizeof(attr)))
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def kmod(name: str) -> str:
+    """The file of one of our modules."""
+    return "%s/%s.ko" % (KMODS, name)
 
 
 def load_module(path: str, params: str = "") -> int:
@@ -55,6 +70,15 @@ def unload_module(name: str, deadline: float) -> int:
 def module_loaded(name: str) -> bool:
     """Whether the module is there."""
     return os.path.isdir("/sys/module/%s" % name)
+
+
+def wait(condition: Callable[[], bool], deadline: float) -> bool:
+    """Looks again and again until the condition is true; False where ``deadline`` comes first."""
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL)
+    return True
 
 
 def read(path: str) -> Optional[str]:

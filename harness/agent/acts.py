@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The acts that a scenario is made of, each with its errno."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Optional
+
+from . import bpf, observe, system
+from .attachers import KMOD_KINDS, Attachment, Control, KmodAttachment, Outcome
+from .calls import Caller
+from .links import BpfAttachment, Links, MultiAttachment
+from .livepatch import LivepatchAttachment, in_transition, livepatches
+from .observe import Observer
+from .tracers import TRACEFS, TRACERS, TracerAttachment, Tracing
+
+
+class Acts:
+    """What is attached, held and loaded, and how that changes.
+
+    ``functions`` is the table of functions; ``patience``: seconds that the kernel has for
+    what it does by itself; ``reload_bpf``: load a BPF program anew for each attach.
+    """
+
+    def __init__(
+        self,
+        functions: dict[str, dict[str, Any]],
+        caller: Caller,
+        observer: Observer,
+        patience: float,
+        reload_bpf: bool,
+    ) -> None:
+        self._functions = functions
+        self._caller = caller
+        self._observer = observer
+        self._patience = patience
+        self._reload_bpf = reload_bpf
+        self._attached: dict[str, Attachment] = {}
+        self._control: Optional[Control] = None
+        self._links: Optional[Links] = None
+        self._tracing: Optional[Tracing] = None
+        self._unloaded: set[str] = set()
+
+    def use_control(self, control: Control) -> None:
+        """Gives the control module, once it is loaded."""
+        self._control = control
+        self._observer.sources.append(control)
+
+    def use_programs(self, code: dict[str, bytes]) -> None:
+        """Gives the compiled BPF programs."""
+        programs = bpf.Programs(self._functions, code, self._reload_bpf)
+        self._links = Links(programs, self._functions)
+        self._observer.sources.append(self._links)
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether BPF programs were given."""
+        return self._links is not None
+
+    def act(self, act: dict[str, Any]) -> dict[str, Any]:
+        """Does one act; ``errno``, ``remark``, ``s`` that it took, and what was ``held``."""
+        method = getattr(self, "_do_" + str(act["do"]), None)
+        if method is None:
+            raise ValueError("no such act: %r" % act["do"])
+        began = time.monotonic()
+        outcome: Outcome = method(act)
+        return {
+            "errno": outcome.errno,
+            "remark": outcome.remark,
+            "s": round(time.monotonic() - began, 6),
+            "held": outcome.held,
+        }
+
+    def _deadline(self, act: dict[str, Any]) -> float:
+        return time.monotonic() + float(act.get("patience", self._patience))
+
+    def _get(self, act: dict[str, Any]) -> Attachment:
+        attachment = self._attached.get(act["id"])
+        if attachment is None:
+            raise ValueError("nothing attached is called %r" % act["id"])
+        return attachment
+
+    def _livepatch(self, act: dict[str, Any]) -> LivepatchAttachment:
+        attachment = self._get(act)
+        if not isinstance(attachment, LivepatchAttachment):
+            raise ValueError("%r is no livepatch" % act["id"])
+        return attachment
+
+    def _do_attach(self, act: dict[str, Any]) -> Outcome:
+        attachment = self._make(act)
+        outcome = attachment.attach(self._deadline(act), bool(act.get("wait", True)))
+        if outcome.errno == 0:
+            self._attached[attachment.identity] = attachment
+        return outcome
+
+    def _make(self, act: dict[str, Any]) -> Attachment:
+        identity, kind, functions = act["id"], act["attacher"], act["functions"]
+        slot = int(act["slot"])
+        if identity in self._attached:
+            raise ValueError("%r is attached already" % identity)
+        if kind in ("livepatch", "livepatch-replace"):
+            table = [self._functions[name] for name in functions]
+            replace = kind == "livepatch-replace" or bool(act.get("replace"))
+            return LivepatchAttachment(identity, kind, table, slot, replace)
+        if kind in TRACERS:
+            if self._tracing is None:
+                self._tracing = Tracing(self._functions)
+                self._observer.sources.append(self._tracing)
+            return TracerAttachment(identity, kind, functions, slot, self._tracing)
+        if kind in bpf.KINDS:
+            if self._links is None:
+                raise ValueError("the BPF programs are not compiled")
+            return BpfAttachment(identity, kind, functions, slot, self._links)
+        if self._control is None:
+            raise ValueError("the control module is not loaded")
+        if kind == "kprobe-multi":
+            if self._links is None:
+                raise ValueError("the BPF programs are not compiled")
+            return MultiAttachment(identity, functions, slot, self._links, self._control)
+        if kind not in KMOD_KINDS:
+            raise ValueError("no such attacher: %r" % kind)
+        return KmodAttachment(identity, kind, functions, slot, self._control)
+
+    def _do_detach(self, act: dict[str, Any]) -> Outcome:
+        outcome = self._get(act).detach(self._deadline(act))
+        if outcome.errno == 0 and outcome.done:
+            del self._attached[act["id"]]
+        return outcome
+
+    def _do_disable(self, act: dict[str, Any]) -> Outcome:
+        return self._livepatch(act).disable(self._deadline(act), bool(act.get("wait", True)))
+
+    def _do_enable(self, act: dict[str, Any]) -> Outcome:
+        return self._livepatch(act).enable(self._deadline(act), bool(act.get("wait", True)))
+
+    def _do_force(self, act: dict[str, Any]) -> Outcome:
+        return self._livepatch(act).force(self._deadline(act))
+
+    def _do_modify(self, act: dict[str, Any]) -> Outcome:
+        attachment = self._get(act)
+        if not isinstance(attachment, KmodAttachment):
+            raise ValueError("%r is no direct attachment" % act["id"])
+        return attachment.modify(int(act["alternate"]))
+
+    def _do_write(self, act: dict[str, Any]) -> Outcome:
+        path = "/proc/sys/" + act["sysctl"].replace(".", "/")
+        return Outcome(system.write(path, act["value"]))
+
+    def _do_call(self, act: dict[str, Any]) -> Outcome:
+        """The observation calls."""
+        return Outcome(0)
+
+    def _do_hold(self, act: dict[str, Any]) -> Outcome:
+        return Outcome(*self._caller.hold(act["id"], act["function"], self._deadline(act)))
+
+    def _do_release(self, act: dict[str, Any]) -> Outcome:
+        deadline = self._deadline(act)
+        held = self._caller.release(act["id"], deadline)
+        # A transition that it held up ends now.
+        if held and act.get("wait", True):
+            system.wait(lambda: not in_transition(), deadline)
+        return Outcome(0, "" if held else "the call did not return", held=held)
+
+    def _do_unload(self, act: dict[str, Any]) -> Outcome:
+        # What we hold for no user of it would keep it.
+        self._caller.close()
+        if self._links is not None:
+            self._links.programs.forget(act["module"])
+        error = system.unload_module(act["module"], self._deadline(act))
+        if not error:
+            self._unloaded.add(act["module"])
+        return Outcome(error)
+
+    def _do_load(self, act: dict[str, Any]) -> Outcome:
+        error = system.load_module(system.kmod(act["module"]))
+        if not error:
+            self._unloaded.discard(act["module"])
+        return Outcome(error)
+
+    def clean(self) -> list[str]:
+        """Takes away whatever was left; what could not be removed, in words."""
+        residue = []
+        if observe.ftrace_enabled() != 1:
+            system.write(observe.FTRACE_ENABLED, "1")
+        for name in self._caller.held():
+            if self._do_release({"id": name}).held is None:
+                residue.append("call %s does not return" % name)
+        for name in reversed(list(self._attached)):
+            outcome = self._do_detach({"id": name})
+            if outcome.errno or not outcome.done:
+                residue.append("%s: errno %d %s" % (name, outcome.errno, outcome.remark))
+        if self._tracing is not None:
+            residue += self._tracing.reset()
+        for module in list(self._unloaded):
+            error = self._do_load({"module": module}).errno
+            if error:
+                residue.append("loading %s: errno %d" % (module, error))
+        residue += ["livepatch %s" % patch for patch in livepatches()]
+        text = (system.read(TRACEFS + "enabled_functions") or "").strip()
+        if text:
+            residue.append("enabled_functions: " + text.splitlines()[0])
+        return residue
