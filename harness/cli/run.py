@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import __version__
+from harness.agent.abi import LANES
 from harness.errors import UsageError
 from harness.kernels.model import Kernel
 from harness.kernels.references import check
@@ -23,7 +24,8 @@ from harness.report.progress import Progress
 from harness.run.record import FORMAT, Record, new_directory
 from harness.run.schedule import Schedule, Work
 from harness.scenario import catalogue
-from harness.scenario.steps import Scenario, scenario_from_json
+from harness.scenario.parse import scenario_from_json
+from harness.scenario.steps import Scenario
 from harness.target.vm import VmTarget
 
 from .setup import DEFAULT_KERNEL, Setup, add_machine_options, say
@@ -67,6 +69,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="VMs at a time (default: one a host CPU, 4 at most)"
     )
+    parser.add_argument(
+        "--together", type=int, metavar="N", default=LANES,
+        help=f"scenarios that may run side by side in a VM (default {LANES}; 1: each alone)",
+    )  # fmt: skip
     add_machine_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=tuple(FORMATS), default="text")
@@ -165,6 +171,8 @@ def run(args: argparse.Namespace) -> int:
     for reference in references:
         check(reference)
     jobs = _jobs(args.jobs)
+    if not 1 <= args.together <= LANES:
+        raise UsageError(f"--together takes a number from 1 to {LANES}")
     setup = Setup.of(args)
     directory = args.output or new_directory(setup.store.root / "runs")
     with Progress(sys.stderr) as progress, Record(directory, (progress.feed,)) as record:
@@ -180,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
         interrupted = False
         try:
             works = _works(setup, references, scenarios, args.profile, record)
-            Schedule(works, record, jobs).run()
+            Schedule(works, record, jobs, args.together).run()
         except KeyboardInterrupt:
             interrupted = True
         model = progress.model

@@ -6,34 +6,58 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.policy import rules
 from harness.policy.attachers import ATTACHERS
+from harness.policy.profile import release_version
 from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import Attach, Scenario
+from harness.scenario.steps import ANY, Attach, Misuse, Modify, Scenario
+
+_TRACERS = {
+    "function-tracer": "function",
+    "instance": "function",
+    "function-graph": "function_graph",
+}
 
 
 def needs_compiler(scenario: Scenario) -> bool:
     """Whether BPF programs are needed."""
-    return any(ATTACHERS[name].bpf for name in scenario.attachers)
+    return any(ATTACHERS[name].bpf or name == "kprobe-multi" for name in scenario.attachers)
 
 
 def skip_reason(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
     """Why the kernel with these facts (the agent's) cannot run it; None if it can."""
-    attachers = scenario.attachers
-    if "livepatch" in attachers and not facts["livepatch"]:
+    attachers = set(scenario.attachers)
+    if any(ATTACHERS[a].ops == "livepatch" for a in attachers) and not facts["livepatch"]:
         return "this kernel has no livepatch (CONFIG_LIVEPATCH)"
-    if attachers & {"direct", "direct-share"} and not facts["direct"]:
+    if any(ATTACHERS[a].family == "direct" for a in attachers) and not facts["direct"]:
         return "this kernel has no direct calls for modules"
-    if "direct-share" in attachers and not facts["ops_func"]:
+    if attachers & {"direct-share", "direct-refuse"} and not facts["ops_func"]:
         return "a direct ops has no ops_func before 6.0"
+    if attachers & {"fprobe", "fprobe-exit"} and not facts["fprobe"]:
+        return "this kernel has no fprobes for modules (5.18, CONFIG_FPROBE)"
+    for attacher, tracer in _TRACERS.items():
+        if attacher in attachers and tracer not in facts["tracers"]:
+            return f"this kernel has no tracer {tracer}"
+    if any(isinstance(step, Modify) for step in scenario.steps) and not facts["has_modify"]:
+        return "direct calls of modules cannot be modified here"
     if needs_compiler(scenario):
         if not facts["vmlinux_btf"]:
             return "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)"
-        for step in scenario.steps:
-            if (
-                isinstance(step, Attach)
-                and ATTACHERS[step.attacher].bpf
-                and FUNCTIONS[step.function].module
-                and not facts["module_btf"]
-            ):
-                return "no BTF for modules: BPF programs cannot be loaded for their functions"
+        if not facts["module_btf"] and any(_bpf_on_module(step) for step in scenario.steps):
+            return "no BTF for modules: BPF programs cannot be loaded for their functions"
+        if "kprobe-multi" in attachers and not facts["kprobe_multi"]:
+            return "this kernel has no kprobe-multi links (5.18, CONFIG_FPROBE)"
+    for step in scenario.steps:
+        if isinstance(step, Misuse):
+            first = rules.MISUSES[step.what][0].since
+            if release_version(str(facts["release"])) < first:
+                return f"there is no such call before {first[0]}.{first[1]}"
     return None
+
+
+def _bpf_on_module(step: object) -> bool:
+    return (
+        isinstance(step, Attach)
+        and ATTACHERS[step.attacher].bpf
+        and any(f != ANY and FUNCTIONS[f].module is not None for f in step.functions)
+    )

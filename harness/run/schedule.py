@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.agent.abi import LANES
 from harness.policy.profile import Profile
+from harness.scenario.company import gather, sociable
 from harness.scenario.steps import Scenario
 from harness.target.protocol import Target, TargetAbortedError
 
+from .company import Member
 from .record import Record
 from .requirements import needs_compiler
-from .session import AccidentError, PoisonedError, Session
+from .session import AccidentError, PoisonedError, RegroupError, Session
 
 #: A second VM for the same kernel is booted only for more work than this.
 _WORTH_A_BOOT = 12
@@ -27,6 +30,20 @@ _BOOTS = 2
 TargetMaker = Callable[[str], Target]
 
 
+@dataclass(frozen=True)
+class Job:
+    """A scenario to be run: for the how-manyth time, and whether it must be alone."""
+
+    scenario: Scenario
+    attempt: int = 1
+    alone: bool = False
+
+    def identity(self, kernel: str) -> str:
+        """Its name in the record."""
+        end = "#alone" if self.alone else ""
+        return f"{kernel}/{self.scenario.name}#{self.attempt}{end}"
+
+
 @dataclass
 class Work:
     """A kernel and what is to be run on it; ``make`` gives a target for a VM's name."""
@@ -35,7 +52,7 @@ class Work:
     profile: Profile
     make: TargetMaker
     scenarios: Sequence[Scenario]
-    queue: collections.deque[tuple[Scenario, int]] = field(default_factory=collections.deque)
+    queue: collections.deque[Job] = field(default_factory=collections.deque)
     workers: int = 0
     failed_boots: int = 0
     #: The VM that compiles the BPF programs and takes the scenarios that need them.
@@ -45,22 +62,28 @@ class Work:
 class Schedule:
     """Runs all work with ``jobs`` VMs at a time, on threads; the record has the outcome.
 
+    ``side_by_side``: how many scenarios may share a kernel at a time.
+
     ``run`` returns when everything was run or ``stop`` was called; ``stop`` is
     safe from any thread.
     """
 
-    def __init__(self, works: Sequence[Work], record: Record, jobs: int) -> None:
+    def __init__(
+        self, works: Sequence[Work], record: Record, jobs: int, side_by_side: int = LANES
+    ) -> None:
         self._works = works
         self._record = record
         self._jobs = jobs
+        self._side_by_side = side_by_side
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._finished = threading.Event()
         self._targets: dict[str, Target] = {}
         self._vms = 0
+        self._groups = 0
         self._errors: list[BaseException] = []
         for work in works:
-            work.queue.extend((scenario, 1) for scenario in work.scenarios)
+            work.queue.extend(Job(scenario) for scenario in work.scenarios)
 
     def run(self) -> None:
         """Runs everything; raises what a worker died of."""
@@ -121,24 +144,50 @@ class Schedule:
             work.workers += 1
             return work
 
-    def _take(self, work: Work, session: Session) -> tuple[Scenario, int] | None:
-        """The next scenario for a VM: with the BPF compiler's work done, one that needs it.
+    def _take(self, work: Work, session: Session) -> list[Job]:
+        """What a VM runs next: one job, or several to be run side by side.
 
-        Compiling takes as long as a boot, so of several VMs only the first does it,
+        Compiling BPF takes as long as a boot, so of several VMs only the first does it,
         unless much is left to share.
         """
         with self._lock:
             if not work.queue or self._stop.is_set():
-                return None
-            # The last one may cost its VM: it waits for its turn.
-            first = list(work.queue)[:-1] or list(work.queue)
-            for taken in first:
-                if needs_compiler(taken[0]) == session.compiled:
-                    work.queue.remove(taken)
-                    return taken
-            if not session.compiled and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
-                return None
-            return work.queue.popleft()
+                return []
+            # Those that cost their VM wait for their turn.
+            lasting = [job for job in work.queue if not job.scenario.ends_vm]
+            jobs = lasting or list(work.queue)
+            first = next((j for j in jobs if needs_compiler(j.scenario) == session.compiled), None)
+            if first is None:
+                if not session.compiled and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
+                    return []
+                first = jobs[0]
+            taken = self._with_company(first, jobs, work, session)
+            for job in taken:
+                work.queue.remove(job)
+            return taken
+
+    def _with_company(
+        self, first: Job, jobs: Sequence[Job], work: Work, session: Session
+    ) -> list[Job]:
+        if first.alone or not sociable(first.scenario):
+            return [first]
+        others = {
+            job.scenario.name: job
+            for job in jobs
+            if not job.alone
+            and job is not first
+            and job.attempt == first.attempt
+            and needs_compiler(job.scenario) == needs_compiler(first.scenario)
+        }
+        # Several VMs share what there is.
+        limit = max(1, min(self._side_by_side, -(-(len(others) + 1) // work.workers)))
+        names = gather(
+            first.scenario,
+            [job.scenario for job in others.values()],
+            bool(session.facts["module_btf"]),
+            limit,
+        )
+        return [first, *(others[s.name] for s in names[1:])]
 
     def _one_vm(self, work: Work) -> None:
         """Boots one VM and runs scenarios on it until there are none or it is lost."""
@@ -172,7 +221,7 @@ class Schedule:
     def _boot(self, session: Session, work: Work, end: dict[str, Any]) -> bool:
         try:
             with self._lock:
-                needs = [needs_compiler(scenario) for scenario, _ in work.queue]
+                needs = [needs_compiler(job.scenario) for job in work.queue]
                 compile_bpf = any(needs) and (work.compiler is None or all(needs))
                 if compile_bpf:
                     work.compiler = session
@@ -192,29 +241,61 @@ class Schedule:
                 self._record.note(
                     f"{work.kernel}: {accident}; once more with a fresh VM", "warning"
                 )
-            for scenario, attempt in rest:
-                self._never_ran(work, scenario, attempt, accident)
+            for job in rest:
+                self._never_ran(work, job, accident)
             return False
         work.failed_boots = 0
         return True
 
     def _run_all(self, session: Session, work: Work, end: dict[str, Any]) -> None:
-        while (taken := self._take(work, session)) is not None:
-            scenario, attempt = taken
+        while taken := self._take(work, session):
+            placed = gather(
+                taken[0].scenario,
+                [job.scenario for job in taken[1:]],
+                bool(session.facts["module_btf"]),
+                len(taken),
+            )
+            group = ""
+            if len(taken) > 1:
+                self._groups += 1
+                group = f"{session.vm}:g{self._groups}"
+            members = [
+                Member(scenario, job.identity(work.kernel), job.attempt, f"{n}:" if group else "")
+                for n, (job, scenario) in enumerate(zip(taken, placed, strict=True))
+            ]
             try:
-                session.run(scenario, f"{work.kernel}/{scenario.name}#{attempt}", attempt)
+                session.run(members, group)
             except PoisonedError as poisoned:
-                end.update(reason="poisoned", detail=str(poisoned))
+                if not poisoned.planned:
+                    end.update(reason="poisoned", detail=str(poisoned))
                 return
+            except RegroupError as regroup:
+                names = {m.scenario.name for m in regroup.members}
+                self._record.note(
+                    f"{work.kernel}: {group}: {regroup}; {len(names)} scenarios once more, "
+                    "each alone",
+                    "warning",
+                )
+                with self._lock:
+                    work.queue.extend(
+                        Job(job.scenario, alone=True) for job in taken if job.scenario.name in names
+                    )
+                if regroup.accident:
+                    self._accident(regroup.accident, end)
+                    return
+                if regroup.ended:
+                    end.update(reason="poisoned", detail=str(regroup))
+                    return
             except AccidentError as accident:
                 self._accident(accident, end)
-                if accident.verdict in _RETRIED and attempt == 1 and not self._stop.is_set():
+                job = taken[0]
+                if accident.verdict in _RETRIED and job.attempt == 1 and not self._stop.is_set():
                     self._record.note(
-                        f"{work.kernel}: {scenario.name}: {accident}; once more on a fresh VM",
+                        f"{work.kernel}: {job.scenario.name}: {accident}; once more on a fresh VM",
                         "warning",
                     )
                     with self._lock:
-                        work.queue.appendleft((scenario, 2))
+                        work.queue.appendleft(Job(job.scenario, 2, job.alone))
                 return
 
     @staticmethod
@@ -223,13 +304,12 @@ class Schedule:
         if accident.backtraces:
             end["backtraces"] = list(accident.backtraces)
 
-    def _never_ran(
-        self, work: Work, scenario: Scenario, attempt: int, accident: AccidentError
-    ) -> None:
-        identity = f"{work.kernel}/{scenario.name}#{attempt}"
+    def _never_ran(self, work: Work, job: Job, accident: AccidentError) -> None:
+        scenario, identity = job.scenario, job.identity(work.kernel)
         self._record.event(
             "scenario_start", scenario=identity, name=scenario.name, kernel=work.kernel,
-            vm=None, profile=work.profile.name, attempt=attempt,
+            vm=None, profile=work.profile.name, attempt=job.attempt,
+            attachers=list(scenario.attachers),
             functions=list(scenario.functions), steps=[s.to_json() for s in scenario.steps],
             **({"matrix": list(scenario.matrix)} if scenario.matrix else {}),
         )  # fmt: skip

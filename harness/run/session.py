@@ -12,15 +12,14 @@ from typing import Any
 
 from harness.errors import InfraError
 from harness.monitor import Monitor, Severity
-from harness.oracle import Mismatch, Observation, compare, observation
+from harness.oracle import observation
 from harness.policy.known import explanation
-from harness.policy.predict import applies, planned, predict
 from harness.policy.profile import Profile, release_version
 from harness.policy.state import State
 from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import Attach, Scenario
 from harness.target.protocol import Target, TargetGoneError, TargetSilentError
 
+from .company import Company, Member, SharedTroubleError
 from .record import Record
 from .requirements import needs_compiler, skip_reason
 
@@ -28,6 +27,8 @@ from .requirements import needs_compiler, skip_reason
 BOOT_TIMEOUT = 12.0
 STEP_TIMEOUT = 6.0
 COMPILE_TIMEOUT = 12.0
+#: For each act more than the first.
+ACT_TIMEOUT = 0.5
 #: What the kernel has for what it does by itself (a livepatch transition).
 PATIENCE = 3.0
 
@@ -47,7 +48,37 @@ class AccidentError(Exception):
 
 
 class PoisonedError(Exception):
-    """The kernel still runs, but nothing more that it shows can be trusted."""
+    """The kernel still runs, but nothing more that it shows can be trusted.
+
+    ``planned``: the scenario was meant to be the last of its VM.
+    """
+
+    def __init__(self, why: str, planned: bool = False) -> None:
+        super().__init__(why)
+        self.planned = planned
+
+
+class RegroupError(Exception):
+    """Members of a company have to be run again, each alone.
+
+    ``verdict`` and ``reason`` are the company's; ``accident``: what the target ended
+    by, if it did; ``ended``: the kernel is not to be used any more.
+    """
+
+    def __init__(
+        self,
+        verdict: str,
+        reason: str,
+        members: Sequence[Member],
+        accident: AccidentError | None,
+        ended: bool,
+    ) -> None:
+        super().__init__(f"{verdict}: {reason}")
+        self.verdict = verdict
+        self.reason = reason
+        self.members = members
+        self.accident = accident
+        self.ended = ended
 
 
 class Session:
@@ -59,7 +90,7 @@ class Session:
 
     def __init__(self, target: Target, vm: str, kernel: str, profile: Profile, record: Record):
         self._target = target
-        self._vm = vm
+        self.vm = vm
         self._kernel = kernel
         self._profile = profile
         self._record = record
@@ -69,8 +100,7 @@ class Session:
         self.begun = False
         #: Whether the BPF programs are compiled on this VM.
         self.compiled = False
-        #: The one thing of a scenario's end that the next one may still see.
-        self._stale_share: frozenset[str] = frozenset()
+        self._state = State()
 
     def start(self, compile_bpf: bool = False) -> None:
         """Boots, greets the agent, loads the modules; writes ``vm_start`` and ``vm_ready``.
@@ -83,7 +113,7 @@ class Session:
         except InfraError as error:
             raise AccidentError("INFRA", str(error)) from error
         self.begun = True
-        self._record.event("vm_start", vm=self._vm, kernel=self._kernel, **started)
+        self._record.event("vm_start", vm=self.vm, kernel=self._kernel, **started)
         try:
             hello = self._request(
                 BOOT_TIMEOUT,
@@ -113,7 +143,7 @@ class Session:
         self._facts = {**hello, **self._request(STEP_TIMEOUT, op="modules")}
         if compile_bpf and self._facts["vmlinux_btf"]:
             self._compile()
-        self._record.event("vm_ready", vm=self._vm, boot_s=round(boot, 3), facts=self._facts)
+        self._record.event("vm_ready", vm=self.vm, boot_s=round(boot, 3), facts=self._facts)
 
     def _compile(self) -> None:
         self._request(COMPILE_TIMEOUT, op="compile")
@@ -150,118 +180,170 @@ class Session:
         result["user_s"] = reply["user"]
         return result
 
-    def run(self, scenario: Scenario, identity: str, attempt: int = 1) -> str:
-        """Runs one scenario; returns its verdict."""
+    def run(self, members: Sequence[Member], group: str = "") -> None:
+        """Runs scenarios side by side, or one alone (with an empty ``group``).
+
+        Raises RegroupError too: members that have to be run again alone, because what
+        went wrong is nobody's own.
+        """
+        for member in members:
+            self._begin(member, group)
+        if not group:
+            self._alone(members[0])
+            return
+        self._record.event(
+            "group_start",
+            group=group,
+            vm=self.vm,
+            kernel=self._kernel,
+            scenarios=[m.identity for m in members],
+        )
+        verdict, reason = "PASS", ""
+        try:
+            self._together(members, group)
+        except RegroupError as regroup:
+            verdict, reason = regroup.verdict, regroup.reason
+            raise
+        finally:
+            self._record.event(
+                "group_end", group=group, verdict=verdict, reason=reason, attributed=False
+            )
+
+    def _begin(self, member: Member, group: str) -> None:
+        scenario = member.scenario
         began: dict[str, Any] = {
-            "scenario": identity,
+            "scenario": member.identity,
             "name": scenario.name,
             "kernel": self._kernel,
-            "vm": self._vm,
+            "vm": self.vm,
             "profile": self._profile.name,
-            "attempt": attempt,
+            "attempt": member.attempt,
+            "attachers": list(scenario.attachers),
             "functions": list(scenario.functions),
             "steps": [step.to_json() for step in scenario.steps],
         }
-        if scenario.matrix:
-            began["matrix"] = list(scenario.matrix)
+        for key, value in (
+            ("matrix", list(scenario.matrix or ())),
+            ("group", group),
+            ("watch", scenario.watch),
+            ("ends_vm", scenario.ends_vm),
+        ):
+            if value:
+                began[key] = value
         self._record.event("scenario_start", **began)
-        try:
-            return self._run(scenario, identity)
-        except AccidentError as accident:
-            self._end(identity, accident.verdict, accident.detail)
-            raise
 
-    def _end(self, identity: str, verdict: str, reason: str, **more: str) -> str:
+    def _end(self, member: Member, verdict: str, reason: str, **more: str) -> None:
         self._record.event(
-            "scenario_end", scenario=identity, verdict=verdict, reason=reason, **more
+            "scenario_end", scenario=member.identity, verdict=verdict, reason=reason, **more
         )
-        return verdict
 
-    def _run(self, scenario: Scenario, identity: str) -> str:
-        if reason := skip_reason(scenario, self._facts):
-            return self._end(identity, "SKIP", reason)
-        if needs_compiler(scenario) and not self.compiled:
+    def _skipped(self, member: Member) -> bool:
+        if reason := skip_reason(member.scenario, self._facts):
+            self._end(member, "SKIP", reason)
+            return True
+        return False
+
+    def _alone(self, member: Member) -> None:
+        """Runs one scenario; raises PoisonedError, AccidentError."""
+        if self._skipped(member):
+            return
+        try:
+            company = self._company([member], "")
+            company.run()
+            self._done(company)
+            residue, late = self._clean()
+        except AccidentError as accident:
+            self._end(member, accident.verdict, accident.detail)
+            raise
+        splats = company.splats + late
+        if splats:
+            raise PoisonedError(self._splat(member, splats))
+        if member.mismatches:
+            self._end(member, "FAIL", str(member.mismatches[0]))
+        elif residue and not member.scenario.ends_vm:
+            self._end(member, "FAIL", f"left behind: {residue}")
+        else:
+            self._end(member, "PASS", "")
+        if residue or member.scenario.ends_vm:
+            raise PoisonedError(
+                f"left behind: {residue}" if residue else "the scenario is the last of its VM",
+                planned=member.scenario.ends_vm,
+            )
+
+    def _splat(self, member: Member, splats: Sequence[str]) -> str:
+        """Ends a scenario that the kernel complained in; gives what it said."""
+        version = release_version(self._kernel)
+        known = [explanation(member.scenario.name, version, title) for title in splats]
+        if (first := known[0]) and all(k is first for k in known):
+            self._end(member, "XFAIL", f"{splats[0]} ({first.page})", xfail=first.name)
+            return splats[0]
+        unexplained = splats[known.index(None)] if None in known else splats[0]
+        self._end(member, "SPLAT", unexplained)
+        return unexplained
+
+    def _together(self, members: Sequence[Member], group: str) -> None:
+        there = [m for m in members if not self._skipped(m)]
+        if not there:
+            return
+        trouble: tuple[str, str] | None = None
+        accident: AccidentError | None = None
+        ended = False
+        try:
+            company = self._company(there, group)
+            try:
+                company.run()
+            except SharedTroubleError as shared:
+                trouble = ("FAIL", str(shared))
+            self._done(company)
+            residue, late = self._clean()
+            if splats := company.splats + late:
+                trouble, ended = ("SPLAT", splats[0]), True
+            elif residue:
+                trouble, ended = trouble or ("FAIL", f"left behind: {residue}"), True
+        except AccidentError as error:
+            trouble, accident = (error.verdict, error.detail), error
+        again = []
+        for member in there:
+            if member.mismatches:
+                self._end(member, "FAIL", str(member.mismatches[0]))
+            elif trouble:
+                self._record.event("scenario_regroup", scenario=member.identity, reason=trouble[1])
+                again.append(member)
+            else:
+                self._end(member, "PASS", "")
+        if trouble:
+            raise RegroupError(*trouble, again, accident, ended)
+
+    def _company(self, members: Sequence[Member], group: str) -> Company:
+        """A company with a fresh look at its functions."""
+        if any(needs_compiler(m.scenario) for m in members) and not self.compiled:
             self._compile()
-        mismatches, splats = self._steps(scenario, identity)
-        residue, late = self._clean()
-        splats += late
-        if splats:
-            version = release_version(self._kernel)
-            known = [explanation(scenario.name, version, title) for title in splats]
-            if (first := known[0]) and all(k is first for k in known):
-                self._end(identity, "XFAIL", f"{splats[0]} ({first.page})", xfail=first.name)
-                raise PoisonedError(splats[0])
-            unexplained = splats[known.index(None)] if None in known else splats[0]
-            self._end(identity, "SPLAT", unexplained)
-            raise PoisonedError(unexplained)
-        if residue:
-            self._end(identity, "FAIL", f"left behind: {residue}")
-            raise PoisonedError(f"left behind: {residue}")
-        if mismatches:
-            return self._end(identity, "FAIL", str(mismatches[0]))
-        return self._end(identity, "PASS", "")
-
-    def _steps(self, scenario: Scenario, identity: str) -> tuple[tuple[Mismatch, ...], list[str]]:
-        """Does the steps up to the first that contradicts the policy."""
-        first, splats = self._observe(
-            self._request(STEP_TIMEOUT, op="begin", functions=list(scenario.functions))
-        )
-        if splats:
-            return (), splats
-        state = State(
+        functions = tuple(f for m in members for f in m.scenario.functions)
+        reply = self._request(STEP_TIMEOUT, op="begin", functions=list(functions))
+        first = observation(reply)
+        self._state = State(
             ftrace_enabled=first.ftrace_enabled == 1,
-            modified=first.modified(scenario.functions),
-            stale_share=self._stale_share,
+            modified=first.modified(functions),
+            # The one thing of a scenario's end that the next one may still see.
+            stale_share=self._state.stale_share,
         )
-        for index, step in enumerate(scenario.steps):
-            if not applies(state, step):
-                self._record.event("step_skip", scenario=identity, index=index)
-                continue
-            act = step.to_json()
-            if isinstance(step, Attach):
-                act["slot"] = planned(state, step).slot
-            prediction, state = predict(state, step, scenario.functions, self._profile)
-            self._stale_share = state.stale_share
-            self._record.event(
-                "step_start",
-                scenario=identity,
-                index=index,
-                step=act,
-                predicted=prediction.to_json(),
-            )
-            sent = time.monotonic()
-            reply = self._request(
-                STEP_TIMEOUT + PATIENCE, op="step", step=act, functions=list(scenario.functions)
-            )
-            seen, splats = self._observe(reply)
-            mismatches = compare(prediction, seen, scenario.functions)
-            self._record.event(
-                "step_end",
-                scenario=identity,
-                index=index,
-                observed=seen.to_json(),
-                mismatches=[m.to_json() for m in mismatches],
-                registry_text=reply["enabled_functions"] or "",
-                log=list(seen.log),
-                agent_s=round(reply["agent_s"], 4),
-                user_s=round(reply["user_s"], 4),
-                host_s=round(time.monotonic() - sent, 4),
-            )
-            self._say_unknown(seen)
-            if mismatches:
-                return mismatches, splats
-        return (), []
+        company = Company(
+            members, self._profile, self._record, self._acts, self._reports, self._state, group
+        )
+        company.splats = self._reports(reply)
+        return company
 
-    def _observe(self, reply: Mapping[str, Any]) -> tuple[Observation, list[str]]:
-        """The observation, and titles of the kernel's reports among its messages."""
-        findings = self._reports(reply["log"])
-        return observation(reply, findings), findings
+    def _acts(self, **request: Any) -> dict[str, Any]:
+        """Sends acts; time for each of them that the kernel waits in."""
+        slow = sum(act["do"] != "call" for act in request["acts"])
+        return self._request(STEP_TIMEOUT + PATIENCE + ACT_TIMEOUT * slow, **request)
 
     @staticmethod
-    def _reports(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _reports(reply: Mapping[str, Any]) -> list[str]:
+        """Titles of the kernel's reports among the messages in a reply."""
         monitor = Monitor()
         found = monitor.feed_records(
-            [(int(r["level"]), float(r["t"]), str(r["text"])) for r in log]
+            [(int(r["level"]), float(r["t"]), str(r["text"])) for r in reply["log"]]
         )
         found = [*found, *monitor.finish()]
         return [f.title for f in found if f.severity is not Severity.BENIGN]
@@ -269,18 +351,16 @@ class Session:
     def _clean(self) -> tuple[str, list[str]]:
         """Removes what is left; words for what could not be, and late reports."""
         result = self._request(STEP_TIMEOUT + PATIENCE, op="clean")
-        splats = self._reports(result["log"])
+        splats = self._reports(result)
         if not result["log_complete"]:
             splats.append("kernel messages were lost")
         return "; ".join(result["residue"]), splats
 
-    def _say_unknown(self, seen: Observation) -> None:
-        """Reports, once each, what the registry's grammar did not understand."""
-        for record in seen.registry.records:
-            for piece in record.unknown:
-                if piece not in self._understood:
-                    self._understood.add(piece)
-                    self._record.note(
-                        f"{self._kernel}: not understood in enabled_functions: {piece!r}",
-                        "warning",
-                    )
+    def _done(self, company: Company) -> None:
+        """Keeps what outlives a company; reports, once each, what no grammar understood."""
+        self._state = company.state
+        for piece in company.unknown - self._understood:
+            self._record.note(
+                f"{self._kernel}: not understood in enabled_functions: {piece!r}", "warning"
+            )
+        self._understood |= company.unknown
