@@ -216,9 +216,11 @@ def compare_watched(
         allowed = [later, earlier]
         for known in (later, earlier):
             if known and known.direct:
-                # kernel/trace/ftrace.c: __modify_ftrace_direct puts a stub on the function
-                # while it exchanges the target, so that nobody runs the old one.
-                allowed.append(replace(known, count=known.count + 1))
+                # A trampoline that begins or ends to share is exchanged before or after the
+                # IPMODIFY ops itself moves (register_ftrace_function), and while it is,
+                # __modify_ftrace_direct puts a stub on the function.
+                allowed.append(replace(known, jmp=None))
+                allowed.append(replace(known, jmp=None, count=known.count + 1))
         for registry in seen.watched:
             record = registry.get(function, FUNCTIONS[function].module)
             differences = [_compare_record(function, expected, record) for expected in allowed]

@@ -95,6 +95,7 @@ void cohabit_wait_for_bodies(void);
 
 void cohabit_reset_seen(struct cohabit_slot *slot);
 long cohabit_ioctl_stats(void __user *arg);
+long cohabit_ioctl_misuse(void __user *arg);
 
 static __always_inline bool cohabit_is_caller(void)
 {

@@ -47,6 +47,7 @@ enum cohabit_kind {
 #define COHABIT_F_OPS_FUNC	(1u << 1)	/* DIRECT: an ops_func that agrees to share */
 #define COHABIT_F_POST		(1u << 2)	/* KPROBE: a post_handler, too */
 #define COHABIT_F_EXIT		(1u << 3)	/* FPROBE: an exit handler, too */
+#define COHABIT_F_OPS_REFUSE	(1u << 4)	/* COHABIT_DIRECT: an ops_func that refuses to share: -EXDEV */
 
 /*
  * COHABIT_IOC_ATTACH: slot SLOT of KIND on NR functions, with one call of the
@@ -93,8 +94,8 @@ struct cohabit_stat {
 
 /*
  * COHABIT_IOC_STATS: each function of each attached slot, by kind, slot and
- * index. reset=1 clears all of it afterwards. E2BIG: no room, NR is how much
- * is wanted, nothing was written or cleared.
+ * index. reset=1 clears it afterwards, but for the ops_func calls. E2BIG: no
+ * room, NR is how much is wanted, nothing was written or cleared.
  */
 struct cohabit_stats {
 	__u64 stats;	/* NR times struct cohabit_stat */
@@ -106,6 +107,25 @@ struct cohabit_stats {
 struct cohabit_address {
 	char func[COHABIT_NAME_LEN];
 	__u64 address;
+};
+
+enum cohabit_misuse_what {
+	COHABIT_MISUSE_DIRECT_UNREGISTER_UNKNOWN = 0,
+	COHABIT_MISUSE_DIRECT_MODIFY_UNKNOWN	 = 1,
+	COHABIT_MISUSE_DIRECT_REGISTER_TWICE	 = 2,
+	COHABIT_MISUSE_DIRECT_NO_FILTER		 = 3,
+	COHABIT_MISUSE_IPMODIFY_NO_FILTER	 = 4,
+	COHABIT_MISUSE_IPMODIFY_NOTRACE		 = 5,
+	COHABIT_MISUSE_OPS_REGISTER_TWICE	 = 6,
+	COHABIT_MISUSE_IPMODIFY_AND_DIRECT	 = 7,
+	COHABIT_MISUSE_KILL_FTRACE		 = 8,
+};
+
+/* COHABIT_IOC_MISUSE: makes a call that no user should make; the errno that it gave. */
+struct cohabit_misuse {
+	__u32 what;
+	__u32 pad;
+	char func[COHABIT_NAME_LEN];
 };
 
 /* COHABIT_IOC_INFO */
@@ -149,6 +169,7 @@ struct cohabit_calls {
 #define COHABIT_IOC_STATS	_IOWR('c', 0x44, struct cohabit_stats)
 #define COHABIT_IOC_MODIFY	_IOW('c', 0x46, struct cohabit_modify)
 #define COHABIT_IOC_ADDRESS	_IOWR('c', 0x47, struct cohabit_address)
+#define COHABIT_IOC_MISUSE	_IOW('c', 0x4c, struct cohabit_misuse)
 
 /* On /dev/cohabit_funcs */
 #define COHABIT_IOC_CALLS	_IOW('c', 0x45, struct cohabit_calls)

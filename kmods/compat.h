@@ -218,17 +218,22 @@ static inline int cohabit_direct_unregister(struct ftrace_ops *ops, unsigned lon
 	return ret;
 }
 #else
+static inline int cohabit_direct_only_register(struct ftrace_ops *ops, unsigned long addr)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+	return register_ftrace_direct_multi(ops, addr);
+#else
+	return register_ftrace_direct(ops, addr);
+#endif
+}
+
 static inline int cohabit_direct_register(struct ftrace_ops *ops, unsigned long *ips,
 					  unsigned int nr, unsigned long addr)
 {
 	int ret = cohabit_set_filter(ops, ips, nr);
 
 	if (!ret)
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
-		ret = register_ftrace_direct_multi(ops, addr);
-#else
-		ret = register_ftrace_direct(ops, addr);
-#endif
+		ret = cohabit_direct_only_register(ops, addr);
 	if (ret)
 		cohabit_free_filter(ops);
 	return ret;

@@ -76,6 +76,12 @@ static COHABIT_OPS_FUNC(cohabit_direct_ops_func, ops, ip, cmd)
 	}
 	return 0;
 }
+
+/* An errno that nothing else on the way gives. */
+static COHABIT_OPS_FUNC(cohabit_direct_ops_refuse, ops, ip, cmd)
+{
+	return cmd == FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER ? 0 : -EXDEV;
+}
 #endif
 
 static int direct_attach(struct cohabit_slot *slot, u32 flags)
@@ -83,9 +89,10 @@ static int direct_attach(struct cohabit_slot *slot, u32 flags)
 	unsigned int nr = slot - direct_slots;
 
 	memset(&slot->ops, 0, sizeof(slot->ops));
-	if (flags & COHABIT_F_OPS_FUNC) {
+	if (flags & (COHABIT_F_OPS_FUNC | COHABIT_F_OPS_REFUSE)) {
 #if COHABIT_HAS_OPS_FUNC
-		slot->ops.ops_func = cohabit_direct_ops_func;
+		slot->ops.ops_func = flags & COHABIT_F_OPS_FUNC ? cohabit_direct_ops_func :
+								  cohabit_direct_ops_refuse;
 #else
 		return -EOPNOTSUPP;
 #endif
@@ -135,7 +142,7 @@ int cohabit_direct_modify(unsigned int nr, bool alternate)
 #endif
 
 const struct cohabit_kind_ops cohabit_direct_kind = {
-	.flags = COHABIT_F_OPS_FUNC,
+	.flags = COHABIT_F_OPS_FUNC | COHABIT_F_OPS_REFUSE,
 	.slots = direct_slots,
 	.attach = direct_attach,
 	.detach = direct_detach,

@@ -2,6 +2,7 @@
 /* Attachers that are kprobes (without and with a post_handler) and kretprobes. */
 #include <linux/kprobes.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 
 #include "cohabit.h"
@@ -14,31 +15,29 @@
 #define COHABIT_MAXACTIVE	16
 
 struct probe {
-	struct kprobe kp;
+	union {
+		struct kprobe kp;
+		struct kretprobe rp;	/* begins with a kprobe */
+	};
 	struct cohabit_target *target;
 };
 
-struct retprobe {
-	struct kretprobe rp;
-	struct cohabit_target *target;
+/*
+ * What the kernel has while a slot is attached, and the list of it that it
+ * wants. New ones for each attach: the kernel keeps state in them.
+ */
+struct probes {
+	struct probe *probe;
+	union {
+		struct kprobe **kprobes;
+		struct kretprobe **kretprobes;
+	};
 };
 
 static struct cohabit_slot kprobe_slots[COHABIT_SLOTS];
 static struct cohabit_slot kretprobe_slots[COHABIT_SLOTS];
-
-/*
- * What the kernel has while a slot is attached, and the same as it wants it
- * registered. New ones for each attach: the kernel keeps state in them.
- */
-static struct {
-	struct probe *probes;
-	struct kprobe **list;
-} kprobes[COHABIT_SLOTS];
-
-static struct {
-	struct retprobe *probes;
-	struct kretprobe **list;
-} kretprobes[COHABIT_SLOTS];
+static struct probes kprobe_probes[COHABIT_SLOTS];
+static struct probes kretprobe_probes[COHABIT_SLOTS];
 
 static int notrace cohabit_kprobe_pre(struct kprobe *kp, struct pt_regs *regs)
 {
@@ -55,110 +54,146 @@ static void notrace cohabit_kprobe_post(struct kprobe *kp, struct pt_regs *regs,
 {
 }
 
+/* A kretprobe_instance's probe, NULL: it is being unregistered. */
+static __always_inline struct probe *probe_of(struct kretprobe_instance *ri)
+{
+	struct kretprobe *rp = cohabit_kretprobe_of(ri);
+
+	return rp ? container_of(rp, struct probe, rp) : NULL;
+}
+
 static int notrace cohabit_kretprobe_entry(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
-	struct cohabit_target *target =
-		container_of(cohabit_kretprobe_of(ri), struct retprobe, rp)->target;
+	struct probe *probe = probe_of(ri);
 
-	if (cohabit_count(target))
-		cohabit_record_args(target, regs_get_kernel_argument, regs);
+	if (probe && cohabit_count(probe->target))
+		cohabit_record_args(probe->target, regs_get_kernel_argument, regs);
 	return 0;
 }
 
 static int notrace cohabit_kretprobe_return(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
-	struct kretprobe *rp = cohabit_kretprobe_of(ri);
+	struct probe *probe = probe_of(ri);
 
-	/* NULL: it's being unregistered. */
-	if (rp)
-		cohabit_record_ret(container_of(rp, struct retprobe, rp)->target,
-				   regs_return_value(regs));
+	if (probe)
+		cohabit_record_ret(probe->target, regs_return_value(regs));
 	return 0;
 }
 
-static void kprobe_free(unsigned int nr)
+static void free_probes(struct probes *probes)
 {
-	kvfree(kprobes[nr].list);
-	kvfree(kprobes[nr].probes);
-	kprobes[nr].list = NULL;
-	kprobes[nr].probes = NULL;
+	kvfree(probes->kprobes);
+	kvfree(probes->probe);
+	probes->kprobes = NULL;
+	probes->probe = NULL;
+}
+
+/* Makes a probe, not registered yet, for each function of @slot. */
+static int make_probes(struct probes *probes, struct cohabit_slot *slot)
+{
+	unsigned int i;
+
+	probes->probe = kvcalloc(slot->nr, sizeof(*probes->probe), GFP_KERNEL);
+	probes->kprobes = kvcalloc(slot->nr, sizeof(*probes->kprobes), GFP_KERNEL);
+	if (!probes->probe || !probes->kprobes) {
+		free_probes(probes);
+		return -ENOMEM;
+	}
+	for (i = 0; i < slot->nr; i++) {
+		probes->probe[i].target = &slot->targets[i];
+		probes->probe[i].kp.addr = (kprobe_opcode_t *)slot->ips[i];
+		probes->kprobes[i] = &probes->probe[i].kp;
+	}
+	return 0;
+}
+
+/*
+ * Does the kernel still have one of the @nr probes that it was to unregister?
+ * It can fail to, and has no other way to say so than to clear the address
+ * (kernel/kprobes.c:unregister_kprobes()). If it has the probe, it goes on
+ * calling it; it may also never have had it (7.2: __register_kprobe() forgets
+ * that arming failed).
+ */
+static bool kept_by_kernel(const struct probes *probes, unsigned int nr)
+{
+	const struct kprobe *kp;
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		kp = &probes->probe[i].kp;
+		if (!kp->addr && (!list_empty(&kp->list) || kp->hlist.pprev != LIST_POISON2))
+			return true;
+	}
+	return false;
+}
+
+/* Ends a registration that failed with @error. */
+static int failed(struct probes *probes, unsigned int nr, int error)
+{
+	/* For the same reason what the kernel kept, and our code, must stay for good. */
+	if (kept_by_kernel(probes, nr))
+		__module_get(THIS_MODULE);
+	else
+		free_probes(probes);
+	return error;
 }
 
 static int kprobe_attach(struct cohabit_slot *slot, u32 flags)
 {
-	unsigned int nr = slot - kprobe_slots;
-	struct probe *probes = kvcalloc(slot->nr, sizeof(*probes), GFP_KERNEL);
-	struct kprobe **list = kvcalloc(slot->nr, sizeof(*list), GFP_KERNEL);
+	struct probes *probes = &kprobe_probes[slot - kprobe_slots];
+	int ret = make_probes(probes, slot);
 	unsigned int i;
-	int ret = -ENOMEM;
 
-	kprobes[nr].probes = probes;
-	kprobes[nr].list = list;
-	if (probes && list) {
-		for (i = 0; i < slot->nr; i++) {
-			probes[i].target = &slot->targets[i];
-			probes[i].kp.addr = (kprobe_opcode_t *)slot->ips[i];
-			probes[i].kp.pre_handler = cohabit_kprobe_pre;
-			if (flags & COHABIT_F_POST)
-				probes[i].kp.post_handler = cohabit_kprobe_post;
-			list[i] = &probes[i].kp;
-		}
-		ret = register_kprobes(list, slot->nr);
-	}
 	if (ret)
-		kprobe_free(nr);
-	return ret;
-}
-
-static int kprobe_detach(struct cohabit_slot *slot)
-{
-	unsigned int nr = slot - kprobe_slots;
-
-	unregister_kprobes(kprobes[nr].list, slot->nr);
-	kprobe_free(nr);
-	return 0;
-}
-
-static void kretprobe_free(unsigned int nr)
-{
-	kvfree(kretprobes[nr].list);
-	kvfree(kretprobes[nr].probes);
-	kretprobes[nr].list = NULL;
-	kretprobes[nr].probes = NULL;
+		return ret;
+	for (i = 0; i < slot->nr; i++) {
+		probes->probe[i].kp.pre_handler = cohabit_kprobe_pre;
+		if (flags & COHABIT_F_POST)
+			probes->probe[i].kp.post_handler = cohabit_kprobe_post;
+	}
+	ret = register_kprobes(probes->kprobes, slot->nr);
+	return ret ? failed(probes, slot->nr, ret) : 0;
 }
 
 static int kretprobe_attach(struct cohabit_slot *slot, u32 flags)
 {
-	unsigned int nr = slot - kretprobe_slots;
-	struct retprobe *probes = kvcalloc(slot->nr, sizeof(*probes), GFP_KERNEL);
-	struct kretprobe **list = kvcalloc(slot->nr, sizeof(*list), GFP_KERNEL);
+	struct probes *probes = &kretprobe_probes[slot - kretprobe_slots];
+	int ret = make_probes(probes, slot);
 	unsigned int i;
-	int ret = -ENOMEM;
 
-	kretprobes[nr].probes = probes;
-	kretprobes[nr].list = list;
-	if (probes && list) {
-		for (i = 0; i < slot->nr; i++) {
-			probes[i].target = &slot->targets[i];
-			probes[i].rp.kp.addr = (kprobe_opcode_t *)slot->ips[i];
-			probes[i].rp.entry_handler = cohabit_kretprobe_entry;
-			probes[i].rp.handler = cohabit_kretprobe_return;
-			probes[i].rp.maxactive = COHABIT_MAXACTIVE;
-			list[i] = &probes[i].rp;
-		}
-		ret = register_kretprobes(list, slot->nr);
-	}
 	if (ret)
-		kretprobe_free(nr);
-	return ret;
+		return ret;
+	for (i = 0; i < slot->nr; i++) {
+		probes->probe[i].rp.entry_handler = cohabit_kretprobe_entry;
+		probes->probe[i].rp.handler = cohabit_kretprobe_return;
+		probes->probe[i].rp.maxactive = COHABIT_MAXACTIVE;
+	}
+	ret = register_kretprobes(probes->kretprobes, slot->nr);
+	return ret ? failed(probes, slot->nr, ret) : 0;
+}
+
+static int kprobe_detach(struct cohabit_slot *slot)
+{
+	struct probes *probes = &kprobe_probes[slot - kprobe_slots];
+
+	/* What it failed to unregister once must not be unregistered again. */
+	if (!kept_by_kernel(probes, slot->nr))
+		unregister_kprobes(probes->kprobes, slot->nr);
+	if (kept_by_kernel(probes, slot->nr))
+		return -ENOTRECOVERABLE;
+	free_probes(probes);
+	return 0;
 }
 
 static int kretprobe_detach(struct cohabit_slot *slot)
 {
-	unsigned int nr = slot - kretprobe_slots;
+	struct probes *probes = &kretprobe_probes[slot - kretprobe_slots];
 
-	unregister_kretprobes(kretprobes[nr].list, slot->nr);
-	kretprobe_free(nr);
+	if (!kept_by_kernel(probes, slot->nr))
+		unregister_kretprobes(probes->kretprobes, slot->nr);
+	if (kept_by_kernel(probes, slot->nr))
+		return -ENOTRECOVERABLE;
+	free_probes(probes);
 	return 0;
 }
 

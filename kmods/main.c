@@ -49,6 +49,7 @@ static int set_targets(struct cohabit_slot *slot, const char (*names)[COHABIT_NA
 			if (slot->ips[j] == slot->ips[i])
 				return -ENOTUNIQ;
 		target = &slot->targets[i];
+		memset(&target->seen, 0, sizeof(target->seen));
 		target->function = cohabit_find_function(names[i], &target->lane);
 		target->nr_args = COHABIT_REG_ARGS;
 		if (target->function)
@@ -56,7 +57,6 @@ static int set_targets(struct cohabit_slot *slot, const char (*names)[COHABIT_NA
 						COHABIT_REG_ARGS);
 	}
 	slot->nr = nr;
-	cohabit_reset_seen(slot);
 	return 0;
 }
 
@@ -190,6 +190,8 @@ static long locked_ioctl(unsigned int cmd, void __user *arg)
 		return ioctl_modify(arg);
 	case COHABIT_IOC_ADDRESS:
 		return ioctl_address(arg);
+	case COHABIT_IOC_MISUSE:
+		return cohabit_ioctl_misuse(arg);
 	}
 	return -ENOTTY;
 }

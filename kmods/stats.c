@@ -5,7 +5,7 @@
 
 #include "cohabit.h"
 
-/* Forgets what @slot has seen. */
+/* Forgets the calls that @slot has seen; what its ops_func was asked is counted on. */
 void cohabit_reset_seen(struct cohabit_slot *slot)
 {
 	struct cohabit_seen *seen;
@@ -15,9 +15,6 @@ void cohabit_reset_seen(struct cohabit_slot *slot)
 		seen = &slot->targets[i].seen;
 		atomic64_set(&seen->hits, 0);
 		atomic64_set(&seen->others, 0);
-		atomic64_set(&seen->share_self, 0);
-		atomic64_set(&seen->share_peer, 0);
-		atomic64_set(&seen->unshare_peer, 0);
 		memset(seen->args, 0, sizeof(seen->args));
 		seen->ret = 0;
 		seen->nr_args = 0;

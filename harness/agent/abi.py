@@ -32,6 +32,20 @@ F_SAVE_REGS = 1
 F_OPS_FUNC = 2
 F_POST = 4
 F_EXIT = 8
+F_OPS_REFUSE = 16
+
+#: By their names in scenarios (harness/scenario/steps.py: MISUSES).
+MISUSES = {
+    "direct-unregister-unknown": 0,
+    "direct-modify-unknown": 1,
+    "direct-register-twice": 2,
+    "direct-no-filter": 3,
+    "ipmodify-no-filter": 4,
+    "ipmodify-notrace": 5,
+    "ops-register-twice": 6,
+    "ipmodify-and-direct": 7,
+    "kill-ftrace": 8,
+}
 
 CONTEXT_PROCESS = 0
 CONTEXT_SOFTIRQ = 1
@@ -138,6 +152,16 @@ class Address(ctypes.Structure):
     _fields_ = [("func", ctypes.c_char * NAME_LEN), ("address", ctypes.c_uint64)]
 
 
+class Misuse(ctypes.Structure):
+    """struct cohabit_misuse"""
+
+    _fields_ = [
+        ("what", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("func", ctypes.c_char * NAME_LEN),
+    ]
+
+
 class Info(ctypes.Structure):
     """struct cohabit_info"""
 
@@ -191,6 +215,7 @@ IOC_STATS = _ioc(_READ | _WRITE, 0x44, ctypes.sizeof(Stats))
 IOC_CALLS = _ioc(_WRITE, 0x45, ctypes.sizeof(Calls))
 IOC_MODIFY = _ioc(_WRITE, 0x46, ctypes.sizeof(Modify))
 IOC_ADDRESS = _ioc(_READ | _WRITE, 0x47, ctypes.sizeof(Address))
+IOC_MISUSE = _ioc(_WRITE, 0x4C, ctypes.sizeof(Misuse))
 IOC_RELEASE = _ioc(_NONE, 0x48, 0)
 IOC_HELD = _ioc(_READ, 0x49, ctypes.sizeof(ctypes.c_uint32))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any, Optional
 
-from . import bpf, observe, system
+from . import abi, bpf, observe, system
 from .attachers import KMOD_KINDS, Attachment, Control, KmodAttachment, Outcome
 from .calls import Caller
 from .links import BpfAttachment, Links, MultiAttachment
@@ -141,6 +141,13 @@ class Acts:
         if not isinstance(attachment, KmodAttachment):
             raise ValueError("%r is no direct attachment" % act["id"])
         return attachment.modify(int(act["alternate"]))
+
+    def _do_misuse(self, act: dict[str, Any]) -> Outcome:
+        if self._control is None:
+            raise ValueError("the control module is not loaded")
+        what = abi.MISUSES[act["what"]]
+        argument = abi.Misuse(what=what, func=act["function"].encode())
+        return Outcome(self._control.request(abi.IOC_MISUSE, argument))
 
     def _do_write(self, act: dict[str, Any]) -> Outcome:
         path = "/proc/sys/" + act["sysctl"].replace(".", "/")

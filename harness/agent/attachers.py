@@ -23,6 +23,7 @@ KMOD_KINDS = {
     "ipmodify": (abi.KIND_IPMODIFY, 0),
     "direct": (abi.KIND_DIRECT, 0),
     "direct-share": (abi.KIND_DIRECT, abi.F_OPS_FUNC),
+    "direct-refuse": (abi.KIND_DIRECT, abi.F_OPS_REFUSE),
     "kprobe": (abi.KIND_KPROBE, 0),
     "kprobe-post": (abi.KIND_KPROBE, abi.F_POST),
     "kretprobe": (abi.KIND_KRETPROBE, 0),

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, Union
 
 from .attachers import Attachment, Control, Outcome, Seen
 from .bpf import Link, Programs
+
+#: Slept between two system calls of many, in seconds.  RCU tasks' grace periods, which
+#: trampolines need, wait until each task has slept (kernel/rcu/tasks.h: check_holdout_task);
+#: a loop of system calls without it holds them up until the kernel complains of it.
+_BREATH = 1e-6
 
 #: What a kprobe's context has of the arguments: those in registers.
 _REGISTERS = 6
@@ -60,6 +66,7 @@ class BpfAttachment(Attachment):
                 remark = link.remark if len(self.functions) == 1 else name + ": " + link.remark
                 return Outcome(link.errno, remark)
             self._made[name] = link
+            time.sleep(_BREATH)
         self._links.attached.append(self)
         return Outcome(0)
 
@@ -72,6 +79,7 @@ class BpfAttachment(Attachment):
     def _close(self) -> None:
         for name, link in self._made.items():
             self._links.programs.detach(self.kind, name, self.slot, link)
+            time.sleep(_BREATH)
         self._made = {}
 
     def elements(self) -> Iterator[tuple[str, int]]:

@@ -43,15 +43,19 @@ class Observer:
         self.log = system.KernelLog()
         self.sources: list[Counters] = []
 
-    def observe(self, functions: list[str], context: str) -> dict[str, Any]:
+    def observe(
+        self, functions: list[str], context: str, touched: bool = False
+    ) -> dict[str, Any]:
         """Everything there is to see; each function is called once, in that context.
+
+        ``touched``: also what was ever there, which grows and grows.
 
         All are called before anything is read: with ``hits`` an attachment tells of all its
         functions whether somebody else's call came to it.  What it saw of a function that
         nobody called is in the ``seen`` of every one that was.
         """
         enabled = system.read(TRACEFS + "enabled_functions")
-        touched = system.read(TRACEFS + "touched_functions")
+        ever = system.read(TRACEFS + "touched_functions") if touched else None
         self._caller.prepare(functions)
         for source in self.sources:
             source.clear()
@@ -67,7 +71,7 @@ class Observer:
                         result["seen"].setdefault(identity, seen)
         return {
             "enabled_functions": enabled[:REGISTRY_LIMIT] if enabled is not None else None,
-            "touched_functions": touched[:REGISTRY_LIMIT] if touched is not None else None,
+            "touched_functions": ever[:REGISTRY_LIMIT] if ever is not None else None,
             "calls": calls,
             "livepatch": livepatches(),
             "ftrace_enabled": ftrace_enabled(),

@@ -116,7 +116,7 @@ class Service:
         caller.prepare(functions)
         # Once, so that what a first call does besides (sockets, families) is over.
         caller.call(functions, "process")
-        return observer.observe(functions, "process")
+        return observer.observe(functions, "process", touched=True)
 
     def do_acts(
         self,

@@ -158,6 +158,8 @@ def _livepatch(state: State, step: Disable | Enable | Force, profile: Profile) -
     if isinstance(step, Force):
         if not pending:
             return _answer(errno.EINVAL, rules.FORCE_ENDS_TRANSITION, profile), state
+        if not profile.has(rules.FORCE_ENDS_TRANSITION.name):
+            return Act(0, rules.FORCE_ENDS_TRANSITION), state
         if patch.phase == "disabling":
             after = history.withdraw(state, replace(patch, forced=True), profile)
             return Act(0, rules.FORCE_ENDS_TRANSITION), after
@@ -222,7 +224,10 @@ def _module(state: State, step: Unload | Load, profile: Profile) -> tuple[Act, S
         return _answer(errno.EWOULDBLOCK, rules.BPF_HOLDS_MODULE, profile), state
     if not profile.has(rules.MODULE_GOES.name):
         return Act(errno.EWOULDBLOCK, rules.MODULE_GOES), state
-    return Act(0, rules.MODULE_GOES), replace(state, unloaded=True)
+    # Its records go with it, and what they remember.
+    kept = {f for f in state.modified if FUNCTIONS[f].module is None}
+    after = replace(state, unloaded=True, modified=frozenset(kept))
+    return Act(0, rules.MODULE_GOES), after
 
 
 def _answer(error: int, rule: Rule, profile: Profile) -> Act:

@@ -95,6 +95,9 @@ def behaviour(state: State, function: str, profile: Profile) -> BehaviourPredict
     called = () if state.dead else effective(state, function, profile)
     hits = {a.id: int(a in called) for a in everybody if a.kind.counts}
     overrides = [a for a in called if a.attacher == "fmod_ret"]
+    elsewhere = any(a.kind.ipmodify or a.kind.direct for a in called)
+    if elsewhere and profile.semantics.graph_follows_ip and profile.has("graph-follows-ip"):
+        hits.update({a.id: 0 for a in called if a.kind.ops == "graph"})
     if profile.has("fmod_ret-newest-first"):
         hits.update({a.id: 0 for a in overrides[:-1]})
     if not profile.has("each-sees-each-call"):

@@ -172,7 +172,10 @@ def record_state(state: State, function: str, profile: Profile) -> RecordState:
     here = state.on(function)
     form = profile.form
     count = len(ops.keys(state, function, profile))
-    ipmodify = any(ops.is_ipmodify(a, function, state, profile) for a in here)
+    # Whether a direct call that counts as IPMODIFY also shows it is a matter of form.
+    ipmodify = any(
+        ops.is_ipmodify(a, function, state, profile) for a in here if not a.kind.direct
+    )
     direct = any(a.kind.direct for a in here)
     regs = any(ops.saves_regs(a, profile) for a in here)
     if state.unloaded and FUNCTIONS[function].module:

@@ -14,39 +14,90 @@ from .profile import Version
 
 
 @dataclass(frozen=True)
+class Contradiction:
+    """The first witness that contradicts, as in harness/oracle.py: Mismatch."""
+
+    witness: str
+    expected: str
+    seen: str
+
+
+@dataclass(frozen=True)
 class Known:
-    """``scenarios``: glob of names; ``first``/``last``: releases that have it; ``report``:
-    text in the title of the kernel's report; ``page``: where it is written up."""
+    """``scenarios``: globs of names; ``first``/``last``: releases that have it; ``page``: where
+    it is written up.  It shows in one or both of two ways: ``report``, text in the title
+    of the kernel's report, and ``contradiction``, the first of the scenario."""
 
     name: str
-    scenarios: str
-    report: str
+    scenarios: tuple[str, ...]
     page: str
     first: Version
     last: Version
+    report: str = ""
+    contradiction: Contradiction | None = None
 
-    def explains(self, scenario: str, version: Version, title: str) -> bool:
-        """Whether a kernel's report in a scenario is this one."""
-        return (
-            fnmatch.fnmatchcase(scenario, self.scenarios)
-            and self.first <= version <= self.last
-            and self.report in title
+    def concerns(self, scenario: str, version: Version) -> bool:
+        """Whether a scenario on a release may show it."""
+        return self.first <= version <= self.last and any(
+            fnmatch.fnmatchcase(scenario, glob) for glob in self.scenarios
         )
 
 
 KNOWN: tuple[Known, ...] = (
     Known(
         "stale-regs",
-        "*/ftrace_enabled:detach-while-off/then:*",
-        "ftrace_shutdown",
+        ("*/ftrace_enabled:detach-while-off/then:*",),
         "docs/findings/stale-regs.md",
         first=(5, 10),
         # 7.3 no longer lets ftrace be turned off.
         last=(7, 2),
+        report="ftrace_shutdown",
+    ),
+    Known(
+        "kprobe-post",
+        ("kprobe+kprobe-post/attach:ab/*", "kprobe-post+kretprobe/attach:ba/*"),
+        "docs/findings/kprobe-post.md",
+        first=(5, 10),
+        last=(7, 3),
+        report="Failed to disarm kprobe-ftrace",
+    ),
+    Known(
+        "kprobe-arm-lost",
+        ("*kprobe-post*",),
+        "docs/findings/kprobe-arm-lost.md",
+        first=(7, 2),
+        last=(7, 3),
+        contradiction=Contradiction("errno", "EBUSY (16)", "0"),
+    ),
+    Known(
+        "kprobe-arm-lost",
+        ("direct-refuse+kprobe-post/first",),
+        "docs/findings/kprobe-arm-lost.md",
+        first=(7, 2),
+        last=(7, 3),
+        contradiction=Contradiction("errno", "EXDEV (18)", "0"),
+    ),
+    Known(
+        "direct-module-gone",
+        ("direct/module-gone",),
+        "docs/findings/direct-module-gone.md",
+        first=(5, 10),
+        last=(5, 15),
+        report="ftrace_module_enable",
+        contradiction=Contradiction("errno", "0", "ENODEV (19)"),
     ),
 )
 
 
-def explanation(scenario: str, version: Version, title: str) -> Known | None:
+def of_report(scenario: str, version: Version, title: str) -> Known | None:
     """The known difference that a kernel's report is, or None."""
-    return next((k for k in KNOWN if k.explains(scenario, version, title)), None)
+    return next(
+        (k for k in KNOWN if k.report and k.report in title and k.concerns(scenario, version)), None
+    )
+
+
+def of_contradiction(scenario: str, version: Version, seen: Contradiction) -> Known | None:
+    """The known difference that a scenario's first contradiction is, or None."""
+    return next(
+        (k for k in KNOWN if k.contradiction == seen and k.concerns(scenario, version)), None
+    )

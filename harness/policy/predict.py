@@ -171,7 +171,7 @@ def _jmp(state: State, function: str, profile: Profile) -> tuple[bool | None, st
     calls = profile.form.jmp and any(a.kind.calls_original for a in here)
     if not calls or not profile.has("original-is-jumped-to"):
         return False, ""
-    if any(ops.is_ipmodify(a, function, state, profile) for a in here):
+    if any(ops.is_ipmodify(a, function, state, profile) for a in here if not a.kind.direct):
         # One that shares with IPMODIFY needs the address on the stack, so it is called.
         return not profile.has("shared-is-called"), ""
     if function in state.stale_share and profile.has("share-outlives-programs"):

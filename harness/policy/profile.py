@@ -54,6 +54,9 @@ class Semantics:
     klp_force_transition before 5.12).
     ``multi_pins``: a kprobe-multi link holds the modules of its functions
     (kernel/trace/bpf_trace.c: get_modules_for_addrs, 6.3).
+    ``graph_follows_ip``: the function graph tracer hooks in where the call goes on
+    (arch/x86/kernel/ftrace_64.S: ftrace_epilogue), until commit 0c0593b45c9b of 5.16
+    made it an ordinary callback.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Semantics:
     trampoline_links: int
     force_pins: bool
     multi_pins: bool
+    graph_follows_ip: bool
     direct_refused: int = errno.EBUSY
     peer_told: bool = True
     share_is_flag: bool = False
@@ -109,6 +113,7 @@ _SEMANTICS: dict[str, tuple[tuple[Version, object], ...]] = {
     "trampoline_links": (((5, 5), 40), ((6, 0), 38)),
     "force_pins": (((5, 5), True), ((5, 12), False)),
     "multi_pins": (((5, 5), False), ((6, 3), True)),
+    "graph_follows_ip": (((5, 5), True), ((5, 16), False)),
 }
 _FORM: dict[str, tuple[tuple[Version, object], ...]] = {
     "direct_shows_ipmodify": (((5, 5), True), ((6, 0), False)),

@@ -133,7 +133,7 @@ TOO_MANY_PROGRAMS = Rule(
     "trampoline-links",
     _TRAMPOLINE + "__bpf_trampoline_link_prog (BPF_MAX_TRAMP_LINKS)",
     "A function takes so many BPF programs and no more.",
-    ("fentry+fexit/up-to-the-limit",),
+    ("fentry/up-to-the-limit",),
     errno.E2BIG,
 )
 
@@ -219,7 +219,7 @@ BPF_SHARES_TRAMPOLINE = Rule(
     "bpf-shares-trampoline",
     _TRAMPOLINE + "bpf_trampoline_lookup",
     "All BPF programs of a function share one trampoline, and so one ftrace_ops.",
-    ("fentry+fexit/*", "fexit+fexit/*", "fentry+fexit/up-to-the-limit"),
+    ("fentry+fexit/*", "fexit+fexit/*", "fentry/up-to-the-limit"),
 )
 FMOD_RET_TAKES_PLACE = Rule(
     "fmod_ret-takes-place",
@@ -255,7 +255,7 @@ SHARE_OUTLIVES_PROGRAMS = Rule(
     _TRAMPOLINE + "bpf_trampoline_update, bpf_trampoline_put",
     "The share flag stays while anything still holds a trampoline without programs "
     "(docs/findings/stale-share.md).",
-    ("livepatch+fexit/attach:ba/detach:ba", "livepatch+fexit+*/*"),
+    ("livepatch+fexit/last-program-leaves-first",),
     since=(7, 2),
     arches=("x86-64",),
 )
@@ -326,6 +326,16 @@ FPROBE_REGS = Rule(
     ("fprobe/alone/*", "fprobe-exit/alone/*", "kprobe-multi/alone/*"),
     since=(5, 18),
     until=(6, 13),
+)
+GRAPH_FOLLOWS_IP = Rule(
+    "graph-follows-ip",
+    "arch/x86/kernel/ftrace_64.S: ftrace_epilogue; kernel/trace/fgraph.c: function_graph_enter of "
+    "5.10",
+    "The function graph tracer sees what is called instead of the function: not the function "
+    "itself, and nothing where a direct call is.",
+    ("livepatch+function-graph/*", "fentry+function-graph/*"),
+    until=(5, 15),
+    arches=("x86-64",),
 )
 ONE_TRACER = Rule(
     "one-tracer",

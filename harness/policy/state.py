@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -92,7 +93,17 @@ class State:
 
     def on(self, function: str) -> tuple[Attached, ...]:
         """What is on one function, oldest first; a disabled livepatch is not."""
-        return tuple(a for a in self.attached if a.active and function in a.functions)
+        return self._places.get(function, ())
+
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[Attached, ...]]:
+        """What is on each function; a company asks for all of them, again and again."""
+        found: dict[str, tuple[Attached, ...]] = {}
+        for attached in self.attached:
+            if attached.active:
+                for function in attached.functions:
+                    found[function] = (*found.get(function, ()), attached)
+        return found
 
     def get(self, identity: str) -> Attached | None:
         """The attachment of that id."""

@@ -22,6 +22,7 @@ from harness.policy.predict import Prediction, applies, witnesses
 from harness.policy.profile import Profile
 from harness.policy.refusals import refusal
 from harness.policy.state import State
+from harness.scenario.functions import FUNCTIONS
 from harness.scenario.steps import Attach, Call, Detach, Hold, Release, Scenario, Step, Unload
 
 from .record import Record
@@ -149,13 +150,18 @@ class Company:
         bundles: dict[tuple[str, ...], list[tuple[Member, Step]]] = {}
         for member, step in acting:
             bundles.setdefault(self._bundle(member, step), []).append((member, step))
-        return [self._act(index, bundle) for bundle in bundles.values()]
+        # First what must be refused: it needs a free slot for as long as it is tried.
+        first = sorted(bundles, key=lambda key: key[0] != "one")
+        return [self._act(index, bundles[key]) for key in first]
 
     def _bundle(self, member: Member, step: Step) -> tuple[str, ...]:
         """What is done by one act has the same key."""
         if isinstance(step, Attach):
+            kind = ATTACHERS[step.attacher]
+            # A trampoline is told which function it serves by a lane's first argument only.
+            told = kind.family != "direct" or FUNCTIONS[step.functions[0]].lane is not None
             welcome = refusal(self.state, planned(self.state, step), self.profile) is None
-            if welcome and not ATTACHERS[step.attacher].single:
+            if welcome and told and not kind.single:
                 return ("attach", step.attacher)
         if isinstance(step, Detach):
             return ("detach", self._names.get(step.id, step.id))
@@ -179,8 +185,13 @@ class Company:
             self._names.update({s.id: name for _, s in bundle if isinstance(s, Attach)})
         elif isinstance(step, Detach):
             json["id"] = self._names.get(step.id, step.id)
+        steps = [one for _, one in bundle]
+        if isinstance(step, Detach):
+            # Those of members that have dropped out leave too.
+            ids = [a.id for a in before.attached if self._names.get(a.id, a.id) == json["id"]]
+            steps += [Detach(i) for i in ids if i not in {one.id for one in steps}]
         expected: Act | None = None
-        for _, one in bundle:
+        for one in steps:
             act, self.state = transition(self.state, one, self.profile, slot)
             expected = expected or act
         assert expected is not None
@@ -249,7 +260,9 @@ class Company:
         )
         number = sum(len(p.members) for p in plan)
         for planned_act, result in zip(plan, reply["results"], strict=True):
-            if len(planned_act.members) > 1 and result["errno"] != planned_act.expected.errno:
+            expected_errno = planned_act.expected.errno
+            nobodys = len(planned_act.members) > 1 and result["errno"] != expected_errno
+            if nobodys:
                 shared.append(self._merged_errno(planned_act, result))
             for member in planned_act.members:
                 own = self._own(member, seen, result)
@@ -261,7 +274,8 @@ class Company:
                 member.last = prediction
                 if not self.group:
                     found += shared
-                member.mismatches = tuple(found)
+                # Each of them has to be seen alone.
+                member.mismatches = () if nobodys else tuple(found)
                 self.record.event(
                     "step_end",
                     scenario=member.identity,

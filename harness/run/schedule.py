@@ -81,6 +81,8 @@ class Schedule:
         self._targets: dict[str, Target] = {}
         self._vms = 0
         self._groups = 0
+        #: BPF programs as the first VM's compiler made them: the same on every kernel.
+        self._programs: dict[str, str] = {}
         self._errors: list[BaseException] = []
         for work in works:
             work.queue.extend(Job(scenario) for scenario in work.scenarios)
@@ -156,9 +158,10 @@ class Schedule:
             # Those that cost their VM wait for their turn.
             lasting = [job for job in work.queue if not job.scenario.ends_vm]
             jobs = lasting or list(work.queue)
-            first = next((j for j in jobs if needs_compiler(j.scenario) == session.compiled), None)
+            ready = session.compiled or bool(self._programs)
+            first = next((j for j in jobs if needs_compiler(j.scenario) == ready), None)
             if first is None:
-                if not session.compiled and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
+                if not ready and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
                     return []
                 first = jobs[0]
             taken = self._with_company(first, jobs, work, session)
@@ -195,7 +198,9 @@ class Schedule:
             name = f"vm{self._vms}"
             self._vms += 1
         target = work.make(name)
-        session = Session(target, name, work.kernel, work.profile, self._record)
+        session = Session(
+            target, name, work.kernel, work.profile, self._record, self._programs
+        )
         with self._lock:
             self._targets[name] = target
         end: dict[str, Any] = {"reason": "done"}

@@ -13,7 +13,7 @@ from typing import Any
 from harness.errors import InfraError
 from harness.monitor import Monitor, Severity
 from harness.oracle import observation
-from harness.policy.known import explanation
+from harness.policy import known
 from harness.policy.profile import Profile, release_version
 from harness.policy.state import State
 from harness.scenario.functions import FUNCTIONS
@@ -85,15 +85,26 @@ class Session:
     """Runs scenarios on one target, one after the other.
 
     ``start`` and ``run`` raise AccidentError when the target is lost, PoisonedError
-    when it must not be used any more; the events are written by then.
+    when it must not be used any more; the events are written by then.  ``programs``:
+    compiled BPF programs, which all sessions of a run share; empty until the first
+    has compiled them.
     """
 
-    def __init__(self, target: Target, vm: str, kernel: str, profile: Profile, record: Record):
+    def __init__(
+        self,
+        target: Target,
+        vm: str,
+        kernel: str,
+        profile: Profile,
+        record: Record,
+        programs: dict[str, str],
+    ) -> None:
         self._target = target
         self.vm = vm
         self._kernel = kernel
         self._profile = profile
         self._record = record
+        self._programs = programs
         self._facts: dict[str, Any] = {}
         self._understood: set[str] = set()
         #: Whether ``vm_start`` was written, and so ``vm_end`` has to be.
@@ -146,7 +157,9 @@ class Session:
         self._record.event("vm_ready", vm=self.vm, boot_s=round(boot, 3), facts=self._facts)
 
     def _compile(self) -> None:
-        self._request(COMPILE_TIMEOUT, op="compile")
+        # Only the source decides what comes of it, so one VM's compiler is enough.
+        reply = self._request(COMPILE_TIMEOUT, op="compile", programs=self._programs or None)
+        self._programs.update(reply["programs"])
         self.compiled = True
 
     @property
@@ -259,7 +272,7 @@ class Session:
         if splats:
             raise PoisonedError(self._splat(member, splats))
         if member.mismatches:
-            self._end(member, "FAIL", str(member.mismatches[0]))
+            self._failed(member)
         elif residue and not member.scenario.ends_vm:
             self._end(member, "FAIL", f"left behind: {residue}")
         else:
@@ -270,14 +283,24 @@ class Session:
                 planned=member.scenario.ends_vm,
             )
 
+    def _failed(self, member: Member) -> None:
+        """Ends a scenario that a witness contradicted in."""
+        first = member.mismatches[0]
+        seen = known.Contradiction(first.witness, first.expected, first.seen)
+        version = release_version(self._kernel)
+        if found := known.of_contradiction(member.scenario.name, version, seen):
+            self._end(member, "XFAIL", f"{first} ({found.page})", xfail=found.name)
+        else:
+            self._end(member, "FAIL", str(first))
+
     def _splat(self, member: Member, splats: Sequence[str]) -> str:
         """Ends a scenario that the kernel complained in; gives what it said."""
         version = release_version(self._kernel)
-        known = [explanation(member.scenario.name, version, title) for title in splats]
-        if (first := known[0]) and all(k is first for k in known):
+        found = [known.of_report(member.scenario.name, version, title) for title in splats]
+        if (first := found[0]) and all(k is first for k in found):
             self._end(member, "XFAIL", f"{splats[0]} ({first.page})", xfail=first.name)
             return splats[0]
-        unexplained = splats[known.index(None)] if None in known else splats[0]
+        unexplained = splats[found.index(None)] if None in found else splats[0]
         self._end(member, "SPLAT", unexplained)
         return unexplained
 
@@ -305,7 +328,7 @@ class Session:
         again = []
         for member in there:
             if member.mismatches:
-                self._end(member, "FAIL", str(member.mismatches[0]))
+                self._failed(member)
             elif trouble:
                 self._record.event("scenario_regroup", scenario=member.identity, reason=trouble[1])
                 again.append(member)

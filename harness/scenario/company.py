@@ -23,7 +23,8 @@ def sociable(scenario: Scenario) -> bool:
 
     Not if it touches what all share (a sysctl, the test module, transitions that wait),
     nor where company changes the outcome: a kprobe with a post_handler is asked less
-    once another is there (docs/findings/filter-skips-direct.md).
+    once another is there (docs/findings/filter-skips-direct.md), and may not be there
+    at all (docs/findings/kprobe-arm-lost.md).
     """
     if scenario.watch or scenario.ends_vm or len(scenario.functions) != 1:
         return False
@@ -32,8 +33,15 @@ def sociable(scenario: Scenario) -> bool:
     kinds = [ATTACHERS[name] for name in scenario.attachers]
     if len({kind.name for kind in kinds if kind.exclusive}) > 1:
         return False
+    where = scenario.functions[0]
+    a_lane = where == ANY or FUNCTIONS[where].lane is not None
+    if not a_lane and any(kind.family == "direct" for kind in kinds):
+        # A trampoline tells lanes apart and nothing else: each would need a slot.
+        return False
     if any(kind.posts for kind in kinds):
-        return not any(kind.direct or kind.ops == "kprobe" for kind in kinds if not kind.posts)
+        return not any(
+            kind.direct or kind.ipmodify or kind.ops == "kprobe" for kind in kinds if not kind.posts
+        )
     return all(kind.core for kind in kinds)
 
 
@@ -69,6 +77,16 @@ def places(scenario: Scenario, module_btf: bool) -> Sequence[str]:
     return (VMLINUX_FMOD_RET,) if "fmod_ret" in scenario.attachers else VMLINUX
 
 
+#: Scenarios of a company with a direct call that cannot be one with others; each has a
+#: slot for itself, and the others need up to six.
+_TRAMPOLINES = 2
+
+
+def _own_trampoline(scenario: Scenario, where: str) -> bool:
+    direct = any(ATTACHERS[name].family == "direct" for name in scenario.attachers)
+    return direct and FUNCTIONS[where].lane is None
+
+
 def gather(
     first: Scenario, others: Sequence[Scenario], module_btf: bool, limit: int
 ) -> list[Scenario]:
@@ -76,11 +94,16 @@ def gather(
 
     ``first`` alone where it is not sociable; ``limit`` is the most that there may be.
     """
-    free = {f.name for f in FUNCTIONS.values()}
     if not sociable(first):
-        return [first.placed(places(first, module_btf)[0]) if ANY in first.functions else first]
+        if ANY not in first.functions:
+            return [first]
+        where_to = places(first, module_btf)
+        free_one = next((f for f in where_to if f not in first.functions), where_to[0])
+        return [first.placed(free_one)]
+    free = {f.name for f in FUNCTIONS.values()}
     wanted, tracers = shape(first), exclusive(first)
     chosen: list[Scenario] = []
+    trampolines = 0
     for scenario in (first, *others):
         if len(chosen) == limit:
             break
@@ -91,6 +114,10 @@ def gather(
         where = next((f for f in places(scenario, module_btf) if f in free), None)
         if where is None:
             continue
+        if _own_trampoline(scenario, where):
+            if trampolines == _TRAMPOLINES:
+                continue
+            trampolines += 1
         free.discard(where)
         tracers |= exclusive(scenario)
         chosen.append(scenario.placed(where) if ANY in scenario.functions else scenario)

@@ -58,13 +58,13 @@ def _one_of(data: _Data, key: str, known: Sequence[str], default: str | None = N
 
 
 def _function(name: object) -> str:
-    if name != ANY and name not in FUNCTIONS:
+    if not isinstance(name, str) or (name != ANY and name not in FUNCTIONS):
         shown = [f.name for f in FUNCTIONS.values() if f.lane is None]
         raise UsageError(
             f"there is no function {name!r}",
             f"known: {ANY}, {', '.join(shown)}, and the lanes security_cohabit_000 ...",
         )
-    return str(name)
+    return name
 
 
 def _attach(data: _Data) -> Attach:
@@ -75,6 +75,8 @@ def _attach(data: _Data) -> Attach:
     if len(set(functions)) < len(functions):
         raise UsageError(f"a step names a function twice: {json.dumps(dict(data))}")
     identity, attacher = _text(data, "id"), _one_of(data, "attacher", tuple(ATTACHERS))
+    if ATTACHERS[attacher].single and len(functions) > 1:
+        raise UsageError(f"{attacher} goes on one function", "attach one for each")
     # A trampoline is told which function it serves by a lane's first argument only.
     several_of_a_slot = ATTACHERS[attacher].family == "direct" and len(functions) > 1
     if several_of_a_slot and any(f == ANY or FUNCTIONS[f].lane is None for f in functions):
@@ -188,7 +190,11 @@ def _check_ids(name: str, steps: Sequence[Step]) -> None:
     ids: set[str] = set()
     held: set[str] = set()
     state = State()
+    unloaded = False
     for step in steps:
+        unloaded = isinstance(step, Unload) or (unloaded and not isinstance(step, Load))
+        if unloaded and any(f == ANY or FUNCTIONS[f].module for f in _functions_of(step)):
+            raise UsageError(f"scenario {name!r}: {step} while {TEST_MODULE} may be unloaded")
         if isinstance(step, Attach):
             if step.id in ids and not step.unless_attached:
                 raise UsageError(
@@ -199,6 +205,8 @@ def _check_ids(name: str, steps: Sequence[Step]) -> None:
             if state.get(step.id) is None:
                 state = _attached(name, state, step)
         elif isinstance(step, Hold):
+            if step.id in held:
+                raise UsageError(f"scenario {name!r} holds {step.id!r} twice", "use another id")
             held.add(step.id)
         elif isinstance(step, Release):
             if step.id not in held:

@@ -144,6 +144,16 @@ def livepatches() -> Iterator[Scenario]:
             *leave,
             Detach("w"),
         )
+    # Whoever comes at once finds the trampoline of the program that left.
+    yield _scenario(
+        "livepatch+fexit/last-program-leaves-first",
+        _on("x", "fexit", ANY),
+        a,
+        Detach("x"),
+        Detach("a"),
+        _on("y", "fexit", ANY),
+        Detach("y"),
+    )
     yield _scenario("livepatch/disable-enable", a, Disable("a"), Enable("a"), Detach("a"))
     yield _scenario("livepatch/enable-twice", a, Enable("a"), Detach("a"))
     yield _scenario("livepatch/force-nothing", a, Force("a"), Detach("a"))
@@ -287,7 +297,10 @@ def modifying() -> Iterator[Scenario]:
     for attacher in ("direct", "direct-share"):
         d = _on("d", attacher, ANY)
         yield _scenario(f"{attacher}/modify", d, Modify("d", 1), Modify("d", 0), Detach("d"))
-        yield _scenario(f"{attacher}/modify-and-leave", d, Modify("d", 1), Detach("d"), _again(d))
+        yield _scenario(
+            f"{attacher}/modify-and-leave",
+            d, Modify("d", 1), Detach("d"), _again(d), Detach("d"),
+        )  # fmt: skip
         for peer in ("livepatch", "ipmodify", "ops", "kprobe", "function-graph"):
             p = _on("p", peer, ANY)
             yield _scenario(
@@ -307,16 +320,14 @@ def _again(attach: Attach) -> Attach:
 
 def limits() -> Iterator[Scenario]:
     """As many BPF programs as a function takes, and more."""
-    steps: list[Step] = []
-    for number in range(21):
-        steps.append(_on(f"n{number}", "fentry", _VMLINUX))
-        if number < 20:
-            steps.append(_on(f"x{number}", "fexit", _VMLINUX))
+    # Of one kind, and of that which takes the least room: 38 of another do not fit into the
+    # one page that a trampoline has (kernel/bpf/trampoline.c: bpf_trampoline_update).
     yield _scenario(
-        "fentry+fexit/up-to-the-limit",
-        *steps,
+        "fentry/up-to-the-limit",
+        *(_on(f"n{number}", "fentry", _VMLINUX) for number in range(39)),
         Detach("n0"),
-        _on("n20", "fentry", _VMLINUX, again=True),
+        _on("n38", "fentry", _VMLINUX, again=True),
+        _on("x", "fexit", _VMLINUX),
     )
     yield _scenario("fmod_ret/where-it-must-not-be", _on("a", "fmod_ret", _VMLINUX), Detach("a"))
 
