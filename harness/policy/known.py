@@ -78,6 +78,15 @@ KNOWN: tuple[Known, ...] = (
         contradiction=Contradiction("errno", "EXDEV (18)", "0"),
     ),
     Known(
+        "kprobe-module-gone",
+        ("kprobe/module-gone", "kprobe-post/module-gone", "kretprobe/module-gone"),
+        "docs/findings/kprobe-module-gone.md",
+        first=(5, 10),
+        last=(6, 0),
+        report="ftrace_module_enable",
+        contradiction=Contradiction("registry", "-", "R"),
+    ),
+    Known(
         "direct-module-gone",
         ("direct/module-gone",),
         "docs/findings/direct-module-gone.md",

@@ -497,10 +497,18 @@ ENABLED_ONCE = Rule(
 )
 FILTER_NEEDED = Rule(
     "filter-needed",
-    _FTRACE + "__ftrace_hash_update_ipmodify, register_ftrace_direct",
-    "IPMODIFY ops and direct calls name their functions.",
-    ("misuse/direct-no-filter", "misuse/ipmodify-no-filter"),
+    _FTRACE + "__ftrace_hash_update_ipmodify",
+    "An IPMODIFY ops names its functions.",
+    ("misuse/ipmodify-no-filter",),
     errno.EINVAL,
+)
+DIRECT_FILTER_NEEDED = Rule(
+    "direct-filter-needed",
+    _FTRACE + "register_ftrace_direct",
+    "A direct ops names its functions.",
+    ("misuse/direct-no-filter",),
+    errno.EINVAL,
+    since=(5, 16),
 )
 NO_NOTRACE = Rule(
     "no-notrace",
@@ -523,7 +531,7 @@ MISUSES: dict[str, tuple[Rule, int, str]] = {
     "direct-unregister-unknown": (UNKNOWN_DIRECT, errno.EINVAL, ""),
     "direct-modify-unknown": (UNKNOWN_DIRECT, errno.EINVAL, ""),
     "direct-register-twice": (REGISTERED_ONCE, errno.EINVAL, ""),
-    "direct-no-filter": (FILTER_NEEDED, errno.EINVAL, ""),
+    "direct-no-filter": (DIRECT_FILTER_NEEDED, errno.EINVAL, ""),
     "ipmodify-no-filter": (FILTER_NEEDED, errno.EINVAL, ""),
     "ipmodify-notrace": (NO_NOTRACE, errno.EINVAL, ""),
     "ops-register-twice": (ENABLED_ONCE, errno.EBUSY, "kernel/trace/ftrace.c"),
