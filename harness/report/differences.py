@@ -9,6 +9,7 @@ accepted there" is one line and not eighty.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from harness.report.model import RunModel
@@ -69,6 +70,7 @@ def _compare(runs: list[Scenario | None]) -> list[tuple[int, str, tuple[str, ...
         return differs
 
     compare([{(0, "verdict"): s.verdict} for s in ran], "")
+    names = [_renumbered(s) for s in ran]
     for index in range(min((len(s.steps) for s in ran), default=0)):
         label = _label(ran[0], index)
         steps = [s.steps[index] for s in ran]
@@ -76,21 +78,44 @@ def _compare(runs: list[Scenario | None]) -> list[tuple[int, str, tuple[str, ...
             break
         if compare([{(1, f"errno of {label}"): errno_name(s.errno)} for s in steps], ""):
             break
-        compare([_bodies(step, label) for step in steps], "no body")
+        compare(
+            [_bodies(step, own, label) for step, own in zip(steps, names, strict=True)], "no body"
+        )
         compare([_flags(step) for step in steps], "not set")
     return list(result)
 
 
-def _bodies(step: Step, label: str) -> dict[tuple[int, str], str]:
-    found = bodies(step)
-    of = {f: f" of {f}" if len(found) > 1 else "" for f in found}
-    return {(2, f"body{of[f]} that runs after {label}"): body for f, body in found.items()}
+def _bodies(step: Step, names: dict[str, str], label: str) -> dict[tuple[int, str], str]:
+    found = {f: names[body] for f, body in bodies(step).items()}
+    if len(set(found.values())) == 1:
+        return {(2, f"body that runs after {label}"): next(iter(found.values()))}
+    return {(2, f"body of {f} that runs after {label}"): body for f, body in found.items()}
+
+
+def _renumbered(scenario: Scenario) -> dict[str, str]:
+    """Bodies to names by the order in which the scenario came to them.
+
+    Which slot an attachment gets depends on what else runs beside it on that kernel.
+    """
+    names: dict[str, str] = {}
+    kinds: Counter[str] = Counter()
+    for step in scenario.steps:
+        for body in bodies(step).values():
+            kind, dash, slot = body.rpartition("-")
+            if not dash:
+                names[body] = body
+            elif body not in names:
+                number = kinds[kind]
+                names[body] = f"{kind}-{chr(ord('a') + number) if slot.isalpha() else number}"
+                kinds[kind] += 1
+    return names
 
 
 def _flags(step: Step) -> dict[tuple[int, str], str]:
     found = flags(step)
-    of = {f: f" of {f}" if len(found) > 1 else "" for f in found}
-    return {(3, f"flag {x}{of[f]}"): "set" for f, letters in found.items() for x in sorted(letters)}
+    if len(set(found.values())) == 1:
+        return {(3, f"flag {x}"): "set" for x in sorted(next(iter(found.values())))}
+    return {(3, f"flag {x} of {f}"): "set" for f, letters in found.items() for x in sorted(letters)}
 
 
 def _label(scenario: Scenario, index: int) -> str:
@@ -100,4 +125,4 @@ def _label(scenario: Scenario, index: int) -> str:
         same = [s for s in scenario.steps if s.do == step.do]
         ordinal = ("first", "second", "third")[n] if (n := same.index(step)) < 3 else f"{n + 1}th"
         return f"{ordinal} {step.do}"
-    return step_title(step.spec, scenario.attachers())
+    return step_title(step.spec, scenario.attacher_of)

@@ -16,8 +16,8 @@ from harness.report.words import brief, printable, state_of_run
 def render(model: RunModel) -> str:
     """The run as JUnit XML.
 
-    FAIL and the kernel's accidents are failures; LOST, INFRA, a VM in trouble and
-    a run without an end are errors; SKIP and XFAIL are skipped, with the reason.
+    FAIL and the kernel's accidents are failures; LOST, INFRA, a VM or a group in
+    trouble and a run without an end are errors; SKIP and XFAIL are skipped, with the reason.
     """
     xml = JUnitXml("cohabit")
     for kernel in model.kernels.values():
@@ -37,6 +37,11 @@ def render(model: RunModel) -> str:
                 suite.add_testcase(
                     _error(kernel.id, vm.id, f"{vm.verdict}: {brief(vm.detail)}", ktap.vm_lines(vm))
                 )
+        for group in model.group_failures():
+            if group.kernel == kernel.id:
+                why = f"{group.verdict}: {brief(group.reason)}"
+                lines = ktap.group_diagnostics(model, group)
+                suite.add_testcase(_error(kernel.id, f"group {group.id}", why, lines))
         xml.add_testsuite(suite)
     if model.cut_short or model.run.interrupted or model.not_started():
         suite = TestSuite("run")

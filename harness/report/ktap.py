@@ -8,11 +8,12 @@ them (tools/testing/selftests/kselftest.h).
 from __future__ import annotations
 
 from harness.report.model import RunModel
-from harness.report.views import HARMLESS, Scenario, Vm
+from harness.report.views import HARMLESS, Group, Scenario, Vm
 from harness.report.words import (
     brief,
     diff,
     effect,
+    group_lines,
     outcome,
     printable,
     repeat_command,
@@ -33,8 +34,8 @@ _DIRECTIVES = {
 def render(model: RunModel) -> str:
     """The run as KTAP.
 
-    What no scenario tells is a test of its own: a VM in trouble, and a run that
-    did not come to its end (``run-complete``).
+    What no scenario tells is a test of its own: a VM or a group in trouble, and a
+    run that did not come to its end (``run-complete``).
     """
     tests = [(k.id, _kernel(model, k.id)) for k in model.kernels.values()]
     state = state_of_run(model)
@@ -53,12 +54,21 @@ def _kernel(model: RunModel, kernel: str) -> tuple[list[str], bool]:
     """The lines of one subtest, and whether it passed."""
     about = model.kernel_of(kernel)
     scenarios = model.of_kernel(kernel)
-    vms = [vm for vm in model.vm_failures() if vm.kernel == kernel]
+    others: list[tuple[str, str, str, list[str]]] = [
+        (vm.id, vm.verdict, vm.detail, vm_lines(vm))
+        for vm in model.vm_failures()
+        if vm.kernel == kernel
+    ]
+    others += [
+        (f"group {group.id}", group.verdict, group.reason, group_diagnostics(model, group))
+        for group in model.group_failures()
+        if group.kernel == kernel
+    ]
     lines = [_VERSION, f"# Subtest: {_name(kernel)}"]
     lines += _comments([f"{about.reference}, {about.arch}, profile {about.profile}"])
     for vm in model.vms_of(kernel):
         lines += _comments([f"{vm.id}: {vm.engine}, {vm.accel}, QEMU {vm.qemu}, CPU {vm.cpu}"])
-    lines.append(f"1..{len(scenarios) + len(vms)}")
+    lines.append(f"1..{len(scenarios) + len(others)}")
     for number, scenario in enumerate(scenarios, 1):
         if scenario.verdict not in HARMLESS:
             lines += _comments(diagnostics(model, scenario))
@@ -71,11 +81,10 @@ def _kernel(model: RunModel, kernel: str) -> tuple[list[str], bool]:
                 scenario.xfail or brief(scenario.reason),
             )
         )
-    for number, vm in enumerate(vms, len(scenarios) + 1):
-        lines += _comments(vm_lines(vm))
-        directive = _DIRECTIVES.get(vm.verdict, "")
-        lines.append(_result(False, number, vm.id, directive, brief(vm.detail)))
-    return lines, not vms and all(s.verdict in HARMLESS for s in scenarios)
+    for number, (name, verdict, why, told) in enumerate(others, len(scenarios) + 1):
+        lines += _comments(told)
+        lines.append(_result(False, number, name, _DIRECTIVES.get(verdict, ""), brief(why)))
+    return lines, not others and all(s.verdict in HARMLESS for s in scenarios)
 
 
 def _result(passed: bool, number: int, name: str, directive: str = "", why: str = "") -> str:
@@ -88,9 +97,8 @@ def _result(passed: bool, number: int, name: str, directive: str = "", why: str 
 def diagnostics(model: RunModel, scenario: Scenario) -> list[str]:
     """All that a failed scenario has to tell, as lines: steps, contradictions, log, console."""
     lines = [f"{scenario.name}: {scenario.verdict}: {scenario.reason}"]
-    attachers = scenario.attachers()
     for row in scenario.rows:
-        title = f"{row.index + 1}. {step_title(row.spec, attachers)}"
+        title = f"{row.index + 1}. {step_title(row.spec, scenario.attacher_of)}"
         step = row.step
         if step is None:
             lines.append(f"{title}: {row.note}")
@@ -107,7 +115,14 @@ def diagnostics(model: RunModel, scenario: Scenario) -> list[str]:
     vm = model.vms.get(scenario.vm)
     if vm is not None and vm.verdict == scenario.verdict:
         lines += vm_lines(vm)
-    return [*lines, f"repeat: {repeat_command(model, scenario)}"]
+    return [*lines, f"repeat: {repeat_command(model, scenario.kernel, scenario.name)}"]
+
+
+def group_diagnostics(model: RunModel, group: Group) -> list[str]:
+    """A group's trouble: what it was, its members, and its VM's end where that says the same."""
+    lines = [f"group {group.id}: {group.verdict}: {group.reason}", *group_lines(model, group)]
+    vm = model.vms.get(group.vm)
+    return lines + (vm_lines(vm) if vm is not None and vm.verdict == group.verdict else [])
 
 
 def vm_lines(vm: Vm) -> list[str]:

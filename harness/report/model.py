@@ -9,7 +9,6 @@ result counts as failed, and a PASS that its own steps contradict is a FAIL.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.report.views import (
     HARMLESS,
     NO_RESULT,
     VERDICTS,
+    Group,
     Kernel,
     LogLine,
     Mismatch,
@@ -28,6 +28,7 @@ from harness.report.views import (
     Scenario,
     Step,
     Vm,
+    tally,
 )
 
 FORMAT = 1
@@ -51,10 +52,13 @@ class RunModel:
         self.kernels: dict[str, Kernel] = {}
         self.vms: dict[str, Vm] = {}
         self.attempts: dict[str, Scenario] = {}
+        self.groups: dict[str, Group] = {}
         self.notes: list[Note] = []
         self.seconds = 0.0
         self.truncated = False
         self._next_seq = 0
+        self._tries: dict[tuple[str, str], list[str]] = {}
+        self._counting: list[Scenario] | None = None
 
     def feed(self, event: Mapping[str, Any]) -> None:
         """Take the next event.  Unknown types and keys are ignored.
@@ -68,6 +72,7 @@ class RunModel:
                 "The file was changed or the disk was full; run again.",
             )
         self._next_seq += 1
+        self._counting = None
         self.seconds = float(event.get("t", self.seconds))
         handler = getattr(self, f"_on_{event.get('type')}", None)
         if handler is not None:
@@ -80,18 +85,27 @@ class RunModel:
 
     @property
     def scenarios(self) -> list[Scenario]:
-        """The attempts that count, in the order they began.
+        """The attempts that count, in the order they began: see ``tries``."""
+        if self._counting is None:
+            counting = {s.id for key in self._tries for s in self.tries(*key)}
+            self._counting = [s for s in self.attempts.values() if s.id in counting]
+        return self._counting
 
-        A LOST or INFRA attempt that was repeated is not among them; any other
-        verdict stands, whatever came after it.
+    def tries(self, kernel: str, name: str) -> list[Scenario]:
+        """The attempts that count at one scenario on one kernel.
+
+        A LOST or INFRA attempt that was repeated is not among them, nor a start in a
+        group that was void and followed by another; any other verdict stands,
+        whatever came after it.
         """
-        last: dict[tuple[str, str], int] = {}
-        for s in self.attempts.values():
-            last[s.kernel, s.name] = max(s.attempt, last.get((s.kernel, s.name), 0))
+        found = [self.attempts[i] for i in self._tries.get((kernel, name), ())]
+        last = max((s.attempt for s in found), default=0)
+        final = found[-1] if found else None
         return [
             s
-            for s in self.attempts.values()
-            if s.attempt >= last[s.kernel, s.name] or s.recorded_verdict not in NO_RESULT
+            for s in found
+            if (s.attempt >= last or s.recorded_verdict not in NO_RESULT)
+            and (not s.regrouped or s is final)
         ]
 
     def of_kernel(self, kernel: str) -> list[Scenario]:
@@ -105,9 +119,7 @@ class RunModel:
 
     def counts(self) -> dict[str, int]:
         """Scenarios by verdict, worst first, without zeros."""
-        found = Counter(s.verdict for s in self.scenarios)
-        unknown = sorted(set(found) - set(VERDICTS))
-        return {v: found[v] for v in (*unknown, *VERDICTS) if found[v]}
+        return tally(self.scenarios)
 
     def witnessed_steps(self) -> int:
         """Steps with a result, over all attempts."""
@@ -115,21 +127,21 @@ class RunModel:
 
     def not_started(self) -> int:
         """Scenarios that were planned and never began."""
-        return max(0, self.run.planned - len({(s.kernel, s.name) for s in self.attempts.values()}))
+        return max(0, self.run.planned - len(self._tries))
 
     def failures(self) -> list[Scenario]:
         """Every scenario without a harmless verdict, worst first."""
-        rank = {v: i for i, v in enumerate(VERDICTS)}
-        bad = [s for s in self.scenarios if s.verdict not in HARMLESS]
-        return sorted(bad, key=lambda s: rank.get(s.verdict, -1))
+        return sorted((s for s in self.scenarios if s.verdict not in HARMLESS), key=_rank)
 
     def vm_failures(self) -> list[Vm]:
         """VMs whose trouble no scenario has as its own verdict.
 
-        LOST and INFRA are left out once every planned scenario has begun
-        (then another VM took over).
+        Nor a group.  LOST and INFRA are left out once every planned scenario has
+        begun (then another VM took over).
         """
-        told = {s.vm for s in self.attempts.values() if s.verdict not in HARMLESS}
+        told = {
+            s.vm for s in self.attempts.values() if s.verdict not in HARMLESS and not s.regrouped
+        } | {g.vm for g in self.groups.values() if g.verdict not in HARMLESS}
         return [
             vm
             for vm in self.vms.values()
@@ -137,6 +149,10 @@ class RunModel:
             and vm.id not in told
             and (vm.verdict not in NO_RESULT or self.not_started())
         ]
+
+    def group_failures(self) -> list[Group]:
+        """Groups that came to grief without a scenario to stand for it, worst first."""
+        return sorted((g for g in self.groups.values() if g.failed), key=_rank)
 
     def kernel_of(self, kernel: str) -> Kernel:
         """The kernel with this id, even if the record does not introduce it."""
@@ -206,21 +222,53 @@ class RunModel:
         )
 
     def _on_scenario_start(self, e: Mapping[str, Any]) -> None:
-        pair = e.get("matrix")
+        matrix = e.get("matrix")
         kernel = _text(e, "kernel")
         self.kernels.setdefault(kernel, self.kernel_of(kernel))
         scenario = str(e["scenario"])
+        name = _text(e, "name") or scenario
+        self._tries.setdefault((kernel, name), []).append(scenario)
         self.attempts[scenario] = Scenario(
             scenario,
-            name=_text(e, "name") or scenario,
+            name=name,
             kernel=kernel,
             vm=_text(e, "vm"),
             profile=_text(e, "profile"),
             attempt=int(e.get("attempt", 1)),
             functions=tuple(e.get("functions", ())),
-            matrix=(str(pair[0]), str(pair[1])) if pair else None,
+            matrix=tuple(map(str, matrix)) if matrix else None,
             planned=tuple(e.get("steps", ())),
             started_t=self.seconds,
+            attachers=tuple(map(str, e.get("attachers") or matrix or ())),
+            group=_text(e, "group"),
+        )
+
+    def _on_scenario_regroup(self, e: Mapping[str, Any]) -> None:
+        scenario = self.attempts[e["scenario"]]
+        if scenario.finished and scenario.failed:
+            return
+        self.attempts[scenario.id] = replace(
+            scenario, regrouped=_text(e, "reason") or "its group", recorded_verdict=""
+        )
+
+    def _on_group_start(self, e: Mapping[str, Any]) -> None:
+        group = str(e["group"])
+        self.groups[group] = Group(
+            group,
+            vm=_text(e, "vm"),
+            kernel=_text(e, "kernel"),
+            scenarios=tuple(map(str, e.get("scenarios", ()))),
+            started_t=self.seconds,
+        )
+
+    def _on_group_end(self, e: Mapping[str, Any]) -> None:
+        group = self.groups[e["group"]]
+        self.groups[group.id] = replace(
+            group,
+            recorded_verdict=_text(e, "verdict") or "FAIL",
+            recorded_reason=_text(e, "reason"),
+            attributed=bool(e.get("attributed")),
+            ended_t=self.seconds,
         )
 
     def _on_step_start(self, e: Mapping[str, Any]) -> None:
@@ -254,6 +302,7 @@ class RunModel:
                 LogLine(m.get("level"), m.get("t"), _text(m, "text")) for m in e.get("log", ())
             ),
             agent_s=e.get("agent_s"),
+            group_s=e.get("group_s"),
             host_s=e.get("host_s"),
         )
         steps = tuple(done if s is begun else s for s in scenario.steps)
@@ -261,19 +310,27 @@ class RunModel:
 
     def _on_scenario_end(self, e: Mapping[str, Any]) -> None:
         scenario = self.attempts[e["scenario"]]
-        self.attempts[scenario.id] = replace(
+        ended = replace(
             scenario,
             recorded_verdict=_text(e, "verdict") or "FAIL",
             recorded_reason=_text(e, "reason"),
             xfail=_text(e, "xfail"),
             ended_t=self.seconds,
         )
+        if ended.verdict == "PASS":
+            ended = replace(ended, steps=tuple(step.outline for step in ended.steps))
+        self.attempts[scenario.id] = ended
 
     def _on_note(self, e: Mapping[str, Any]) -> None:
         self.notes.append(Note(self.seconds, _text(e, "level"), _text(e, "text")))
 
     def _on_run_end(self, e: Mapping[str, Any]) -> None:
         self.run = replace(self.run, ended=True, interrupted=bool(e.get("interrupted")))
+
+
+def _rank(thing: Scenario | Group) -> int:
+    """For sorting, worst verdict first; one that nobody knows is worse than all."""
+    return VERDICTS.index(thing.verdict) if thing.verdict in VERDICTS else -1
 
 
 def read(path: Path) -> RunModel:
@@ -284,38 +341,42 @@ def read(path: Path) -> RunModel:
     anywhere else.
     """
     file = path / "events.jsonl" if path.is_dir() else path
+    model = RunModel()
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if not _feed_line(model, line, f"{file}, line {number},"):
+                    break
     except OSError as error:
         raise InfraError(
             f"cannot read the record of the run {file}: {error.strerror}",
             "Give the directory that `cohabit run` named at its end.",
         ) from error
-    model = RunModel()
-    for number, line in enumerate(lines, 1):
-        last = number == len(lines)
-        if last and not line:
-            break
-        try:
-            event = json.loads(line)
-            if not isinstance(event, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            if last:
-                model.truncated = True
-                break
-            raise InfraError(
-                f"{file}, line {number}, is not an event: {error}",
-                "The file was changed or the disk was full; run again.",
-            ) from error
-        try:
-            model.feed(event)
-        except (KeyError, StopIteration, TypeError, ValueError) as error:
-            raise InfraError(
-                f"{file}, line {number}, is not an event that can follow: {error!r}",
-                "The file was changed; run again.",
-            ) from error
     return model
+
+
+def _feed_line(model: RunModel, line: str, where: str) -> bool:
+    """Feeds one line; False for a last one that was cut off."""
+    try:
+        event = json.loads(line)
+        if not isinstance(event, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        if not line.endswith("\n"):
+            model.truncated = True
+            return False
+        raise InfraError(
+            f"{where} is not an event: {error}",
+            "The file was changed or the disk was full; run again.",
+        ) from error
+    try:
+        model.feed(event)
+    except (KeyError, StopIteration, TypeError, ValueError) as error:
+        raise InfraError(
+            f"{where} is not an event that can follow: {error!r}",
+            "The file was changed; run again.",
+        ) from error
+    return True
 
 
 def exit_status(model: RunModel, ending: bool = False) -> int:
@@ -323,18 +384,21 @@ def exit_status(model: RunModel, ending: bool = False) -> int:
 
     0 all passed (or XFAIL, SKIP) and at least one passed; 1 something failed, or
     the record ends early; 3 the only trouble is LOST or INFRA, or nothing was
-    tested; 130 interrupted.
+    tested; 130 interrupted.  A group in trouble that no scenario stands for counts
+    like a scenario.
     """
     if model.run.interrupted:
         return 130
-    vms = model.vm_failures()
-    if any(s.failed for s in model.scenarios) or any(v.verdict not in NO_RESULT for v in vms):
+    scenarios = model.scenarios
+    vms, groups = model.vm_failures(), model.group_failures()
+    others = {vm.verdict for vm in vms} | {group.verdict for group in groups}
+    if any(s.failed for s in scenarios) or others - NO_RESULT:
         return 1
-    if vms or any(s.verdict in NO_RESULT for s in model.scenarios):
+    if others or any(s.verdict in NO_RESULT for s in scenarios):
         return 3
     if (model.cut_short and not ending) or model.not_started():
         return 1
-    verdicts = {s.verdict for s in model.scenarios}
+    verdicts = {s.verdict for s in scenarios}
     if "PASS" in verdicts:
         return 0
     return 1 if "XFAIL" in verdicts else 3

@@ -3,7 +3,8 @@
 
 On a terminal: one live line with a bar, and under it what runs at this moment;
 troubles scroll past above.  Anywhere else: one plain line for each thing that
-ended.  Nothing to configure; NO_COLOR and a dumb terminal are respected.
+ended, of a group that passed one for all.  Nothing to configure; NO_COLOR and a
+dumb terminal are respected.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from harness.report.model import RunModel
 from harness.report.text import verdict_style
-from harness.report.views import HARMLESS
+from harness.report.views import HARMLESS, Scenario, tally
 from harness.report.words import brief, duration, plural, printable, step_title
 
 _BAR_WIDTH = 24
@@ -50,6 +51,11 @@ class Progress:
         self.model = RunModel()
         self._now = _Now()
         self._open: dict[str, str] = {}
+        self._groups: dict[str, str] = {}
+        self._regrouped: set[str] = set()
+        self._ended: dict[tuple[str, str], tuple[int, int]] = {}
+        self._done = 0
+        self._trouble = 0
         self._live: Live | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(
@@ -112,6 +118,7 @@ class Progress:
     def _on_vm_end(self, event: Mapping[str, Any]) -> None:
         vm = self.model.vms[event["vm"]]
         self._open.pop(vm.id, None)
+        self._groups.pop(vm.id, None)
         told = {(s.vm, s.verdict) for s in self.model.attempts.values()}
         if vm.verdict and (vm.id, vm.verdict) not in told:
             self._say(f"{vm.id}: {vm.verdict}: {brief(vm.detail)}", verdict_style(vm.verdict))
@@ -119,35 +126,87 @@ class Progress:
             self._plain(f"{vm.id}: {vm.reason}")
         self._update()
 
+    def _on_group_start(self, event: Mapping[str, Any]) -> None:
+        group = self.model.groups[event["group"]]
+        self._groups[group.vm] = group.id
+        members = plural(len(group.scenarios), "scenario")
+        self._open[group.vm] = f"{group.vm}: {members} side by side"
+        self._plain(f"{group.id}: {members} side by side")
+        self._update()
+
+    def _on_group_end(self, event: Mapping[str, Any]) -> None:
+        group = self.model.groups[event["group"]]
+        if self._groups.get(group.vm) == group.id:
+            del self._groups[group.vm]
+            self._open[group.vm] = f"{group.vm}: between scenarios"
+        self._trouble += group.failed
+        self._update()
+        what = f"{group.id} on {group.kernel}"
+        if group.verdict in HARMLESS:
+            members = [self.model.attempts[i] for i in group.scenarios if i in self.model.attempts]
+            found = ", ".join(f"{n} {verdict}" for verdict, n in tally(members).items())
+            took = duration(self.model.seconds - group.started_t)
+            self._plain(f"{self._place()}{what} ({took}): {found}")
+            return
+        seen = "seen again alone" if group.attributed else "not seen again alone"
+        self._say(
+            f"{self._place()}{group.verdict:5} {what}: {brief(group.reason)}, {seen}",
+            verdict_style(group.verdict),
+        )
+
+    def _on_scenario_regroup(self, event: Mapping[str, Any]) -> None:
+        scenario = self.model.attempts[event["scenario"]]
+        if scenario.group not in self._regrouped:
+            self._regrouped.add(scenario.group)
+            self._groups.pop(scenario.vm, None)
+            why = brief(scenario.regrouped)
+            self._say(f"{scenario.group}: its scenarios run again alone: {why}", "yellow")
+        self._count(scenario)
+
     def _on_scenario_start(self, event: Mapping[str, Any]) -> None:
         scenario = self.model.attempts[event["scenario"]]
-        self._open[scenario.vm] = f"{scenario.vm}: {scenario.name}"
-        self._update()
+        if scenario.vm and not scenario.group:
+            self._open[scenario.vm] = f"{scenario.vm}: {scenario.name}"
+        self._count(scenario)
 
     def _on_step_start(self, event: Mapping[str, Any]) -> None:
         scenario = self.model.attempts[event["scenario"]]
+        step = event.get("step", {})
         number = f"step {event['index'] + 1} of {len(scenario.planned)}"
-        title = step_title(event.get("step", {}), scenario.attachers())
-        self._open[scenario.vm] = f"{scenario.vm}: {scenario.name}, {number}: {title}"
+        what, title = scenario.name, step_title(step, scenario.attacher_of)
+        if group := self.model.groups.get(scenario.group):
+            what = f"{plural(len(group.scenarios), 'scenario')} side by side"
+            title = str(step.get("do", ""))
+        self._open[scenario.vm] = f"{scenario.vm}: {what}, {number}: {title}"
         self._update()
 
     def _on_scenario_end(self, event: Mapping[str, Any]) -> None:
         scenario = self.model.attempts[event["scenario"]]
-        if scenario.vm in self._open:
+        if scenario.vm in self._open and not scenario.group:
             self._open[scenario.vm] = f"{scenario.vm}: between scenarios"
-        ended = [s for s in self.model.scenarios if s.finished]
-        trouble = sum(s.verdict not in HARMLESS for s in ended)
-        self._now = replace(self._now, done=len(ended), trouble=trouble)
-        self._update()
+        self._count(scenario)
         verdict, bad = scenario.verdict, scenario.verdict not in HARMLESS
         text = f"{verdict:5} {scenario.name} on {scenario.kernel}"
         why = brief(scenario.reason)
-        if bad or self._live is None:
-            count = f"[{self._now.done}/{self._now.planned}] " if self._live is None else ""
+        if bad or (self._live is None and not scenario.group):
             self._say(
-                f"{count}{text} ({duration(scenario.seconds)}){': ' + why if why else ''}",
+                f"{self._place()}{text} ({duration(scenario.seconds)}){': ' + why if why else ''}",
                 verdict_style(verdict) if bad else "",
             )
+
+    def _count(self, scenario: Scenario) -> None:
+        """Counts this one anew: all of them at each event would take ever longer."""
+        tries = self.model.tries(scenario.kernel, scenario.name)
+        ended = [s for s in tries if s.finished]
+        bad = sum(s.verdict not in HARMLESS for s in ended)
+        before = self._ended.get((scenario.kernel, scenario.name), (0, 0))
+        self._ended[scenario.kernel, scenario.name] = (len(ended), bad)
+        self._done += len(ended) - before[0]
+        self._trouble += bad - before[1]
+        self._update()
+
+    def _place(self) -> str:
+        return f"[{self._now.done}/{self._now.planned}] " if self._live is None else ""
 
     def _on_note(self, event: Mapping[str, Any]) -> None:
         warning = event.get("level") == "warning"
@@ -158,7 +217,9 @@ class Progress:
         self._now = replace(
             self._now,
             kernels=", ".join(sorted(kernels)),
+            done=self._done,
             planned=self.model.run.planned,
+            trouble=self._trouble,
             running=tuple(self._open.values()),
         )
 

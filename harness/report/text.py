@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections import Counter
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from harness.report import differences, matrix
-from harness.report.matrix import LEGEND, Matrix
+from harness.report.matrix import LEGEND, Matrix, Triple, departure_words, mark_of
 from harness.report.model import RunModel
-from harness.report.views import Kernel, Scenario, Step, Vm
+from harness.report.views import Group, Kernel, Scenario, Step, Vm
 from harness.report.words import (
     brief,
     command_line,
     diff,
     duration,
     effect,
+    group_lines,
     outcome,
     plural,
     printable,
@@ -28,6 +30,7 @@ from harness.report.words import (
     state_of_run,
     step_title,
     subject,
+    whereabouts,
 )
 
 MIN_WIDTH, MAX_WIDTH = 80, 100
@@ -87,8 +90,14 @@ class _Writer:
         self._differences()
         for vm in self.model.vm_failures():
             self._vm(vm)
+        groups = self.model.group_failures()
+        for group in groups:
+            self._group(group)
+        told = {scenario for group in groups for scenario in group.scenarios}
         for scenario in self.model.failures():
-            self._scenario(scenario)
+            # A run that was cut short leaves a hundred of a group open, all at one step.
+            if scenario.finished or scenario.id not in told:
+                self._scenario(scenario)
         self._counts()
 
     def _line(self, text: str = "", style: str = "", indent: int = 0) -> None:
@@ -122,11 +131,36 @@ class _Writer:
         for one in found:
             self._heading(f"Pair matrix of {one.kernel}: row attached first, column second")
             self.console.print(_grid(one))
-        if found:
-            self._line()
-            for letter in matrix.marks_used(found):
-                text = Text("  ").append(letter, _MARK_STYLES[letter]).append(f"  {LEGEND[letter]}")
-                self.console.print(text)
+        cells = [cell for one in found for cell in one.cells]
+        for kernel in self.model.kernels:
+            if triples := matrix.triples(self.model, kernel):
+                self._heading(f"Triples of {kernel}")
+                self._triples(triples)
+                cells += [cell for triple in triples for cell in triple.cells]
+        if not cells:
+            return
+        self._line()
+        if found and len(found[0].departures) > 1:
+            ways = "; ".join(departure_words(d) for d in found[0].departures)
+            self._line(f"In a pair, from the left: {ways}.", indent=2)
+        for letter in matrix.marks_used(cells):
+            text = Text("  ").append(letter, _MARK_STYLES[letter]).append(f"  {LEGEND[letter]}")
+            self.console.print(text)
+
+    def _triples(self, triples: list[Triple]) -> None:
+        """A line for each three that need a look, one for all others."""
+        troubled = [t for t in triples if t.troubles]
+        for triple in troubled:
+            names = " + ".join(triple.attachers)
+            orders = plural(len(triple.scenarios), "order")
+            self._line(f"{triple.mark}  {names}: {triple.troubles} of {orders}", "bold red", 2)
+        fine = [t for t in triples if not t.troubles]
+        marks = Counter(mark_of(s) for t in fine for s in t.scenarios)
+        if fine:
+            counts = ", ".join(f"{marks[m]} {m}" for m in LEGEND if marks[m])
+            others = "other set" if troubled else "set"
+            orders = plural(sum(marks.values()), "order")
+            self._line(f"{plural(len(fine), others)} of three in {orders}: {counts}", indent=2)
 
     def _differences(self) -> None:
         found = differences.find(self.model)
@@ -146,6 +180,17 @@ class _Writer:
         )
         self._vm_lines(vm)
 
+    def _group(self, group: Group) -> None:
+        self._heading(
+            f"{group.verdict}  group {group.id}, {group.kernel}: {brief(group.reason)}",
+            verdict_style(group.verdict),
+        )
+        for line in group_lines(self.model, group):
+            self._line(line, indent=2)
+        vm = self.model.vms.get(group.vm)
+        if vm is not None and vm.verdict == group.verdict:
+            self._vm_lines(vm)
+
     def _vm_lines(self, vm: Vm) -> None:
         for title, lines in (
             (f"the end of console-{vm.id}.log:", vm.console_tail[-_TAIL:]),
@@ -157,15 +202,13 @@ class _Writer:
 
     def _scenario(self, scenario: Scenario) -> None:
         verdict = scenario.verdict
-        attempt = f", attempt {scenario.attempt}" if scenario.attempt > 1 else ""
         self._heading(f"{verdict}  {scenario.name}", verdict_style(verdict))
-        where = f"{scenario.kernel}, {scenario.vm or 'no VM'}{attempt}"
-        self._line(f"{where}: {brief(scenario.reason)}", indent=2)
+        self._line(f"{whereabouts(scenario)}: {brief(scenario.reason)}", indent=2)
         for row in scenario.rows:
             if row.step is not None:
                 self._step(scenario, row.step)
             else:
-                title = step_title(row.spec, scenario.attachers())
+                title = step_title(row.spec, scenario.attacher_of)
                 self._line(f"{row.index + 1}. {title}: {row.note}", "dim", 2)
         if "\n" in scenario.reason:
             self._line("the whole reason:", indent=2)
@@ -173,10 +216,11 @@ class _Writer:
         vm = self.model.vms.get(scenario.vm)
         if vm is not None and vm.verdict == verdict:
             self._vm_lines(vm)
-        self._line(f"repeat: {repeat_command(self.model, scenario)}", indent=2)
+        again = repeat_command(self.model, scenario.kernel, scenario.name)
+        self._line(f"repeat: {again}", indent=2)
 
     def _step(self, scenario: Scenario, step: Step) -> None:
-        title = f"{step.index + 1}. {step_title(step.spec, scenario.attachers())}: {outcome(step)}"
+        title = f"{step.index + 1}. {step_title(step.spec, scenario.attacher_of)}: {outcome(step)}"
         done = effect(step)
         self._line(f"{title} -> {done}" if done else title, indent=2)
         if step not in scenario.bad_steps:
@@ -217,13 +261,13 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _grid(one: Matrix) -> Table:
-    """The cells; columns are numbered because fourteen names fit no terminal."""
+    """The cells; columns are numbered because eighteen names fit no terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("", justify="right")
     table.add_column("")
     for number in range(1, len(one.attachers) + 1):
         table.add_column(str(number), justify="right", min_width=2, no_wrap=True)
     for number, (name, row) in enumerate(zip(one.attachers, one.rows, strict=True), 1):
-        marks = [Text(cell.mark, _MARK_STYLES[cell.mark]) for cell in row]
-        table.add_row(f"  {number}", name, *marks)
+        pairs = [Text().join(Text(c.mark, _MARK_STYLES[c.mark]) for c in pair) for pair in row]
+        table.add_row(f"  {number}", name, *pairs)
     return table

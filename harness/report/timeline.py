@@ -1,149 +1,137 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The picture of one scenario as numbers: lanes, bars, crosses and bands, in pixels.
+"""The picture of one scenario as a table: a column is a step and the state after it.
 
-A column is a step and the state after it.  A lane is an attachment, its bar runs
-from attach to detach; under the lanes, one band a function says which body ran.
+A lane is an attachment or a held call, with a bar from its coming to its going;
+under them, a lane for each way in which the functions' bodies changed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
 
 from harness.report.views import Scenario, Step
-from harness.report.words import errno_name, plural
+from harness.report.words import errno_name, plural, short_title, some
 
-LEFT, COLUMN, HEAD, ROW = 136, 92, 40, 28
-_PAD = 8
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A text at a place; ``kind`` is its CSS class."""
-
-    x: int
-    y: int
-    text: str
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A rectangle (a bar or a part of a band) and the text in it."""
-
-    x: int
-    y: int
-    width: int
-    text: str = ""
-    kind: str = ""
+#: Acts that change what a lane shows, and the CSS class from then on.
+_BECOMES = {
+    "attach": "on", "enable": "on", "hold": "on", "disable": "off", "detach": "", "release": "",
+}  # fmt: skip
+_REFUSED = "\N{BALLOT X}"
 
 
 @dataclass(frozen=True)
 class Head:
-    """What stands over a column: the step's number (from 1) and act."""
+    """What stands over a column; ``number`` from 1; ``bad``: contradicted, or without result."""
 
-    x: int
     number: int
     text: str
     bad: bool
 
 
 @dataclass(frozen=True)
+class Part:
+    """Neighbouring columns of a lane that show the same; ``kind`` has CSS classes.
+
+    ``on`` is attached, ``off`` a disabled livepatch, ``no`` a promised refusal, ``un``
+    another one or a step without a result, ``b0`` the function's own body, ``b1`` and
+    so on another one's, ``ba`` a function that is not there.
+    """
+
+    span: int
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A row; ``spans`` of its parts add up to the number of heads."""
+
+    label: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
 class Timeline:
     """Everything in the picture of a scenario."""
 
-    width: int
-    height: int
     heads: tuple[Head, ...]
-    labels: tuple[Mark, ...]
-    bars: tuple[Block, ...]
-    crosses: tuple[Mark, ...]
-    hits: tuple[Mark, ...]
-    bands: tuple[Block, ...]
+    lanes: tuple[Lane, ...]
 
 
 def build(scenario: Scenario) -> Timeline:
     """The picture of the steps that were begun; one that did not apply has no column."""
-    steps = tuple(replace(step, index=column) for column, step in enumerate(scenario.steps))
-    attachments = list(scenario.attachers().items())
-    functions = list(scenario.functions)
-    labels, bars, crosses, hits = [], [], [], []
-    for row, (name, attacher) in enumerate(attachments):
-        y = HEAD + row * ROW
-        labels.append(Mark(0, y, f"{name} {attacher}"))
-        for begin, end in _spans(steps, name):
-            bars.append(Block(_x(begin), y, _x(end) - _x(begin)))
-        for step in steps:
-            if step.do == "attach" and step.spec.get("id") == name and step.errno != 0:
-                why = errno_name(step.errno)
-                crosses.append(Mark(_x(step.index), y, why, "no" if step.refused else "un"))
-        hits += [Mark(_x(i) + _PAD, y, plural(n, "hit")) for i, n in _hits(steps, name)]
-    bands = []
-    for row, function in enumerate(functions, len(attachments)):
-        y = HEAD + row * ROW
-        labels.append(Mark(0, y, f"{function}()" if len(functions) > 1 else "body that ran", "fn"))
-        bands += _band(steps, function, y)
+    steps = scenario.steps
+    lanes = {name: f"{name} {attacher}" for name, attacher in scenario.attacher_of.items()}
+    for step in steps:
+        if step.do == "hold":
+            lanes.setdefault(str(step.spec.get("id")), f"{step.spec.get('id')} held call")
     return Timeline(
-        width=_x(len(steps)) + _PAD,
-        height=HEAD + (len(attachments) + len(functions)) * ROW,
-        heads=tuple(_head(step, column) for column, step in enumerate(scenario.steps)),
-        labels=tuple(labels),
-        bars=tuple(bars),
-        crosses=tuple(crosses),
-        hits=tuple(hits),
-        bands=tuple(bands),
+        tuple(_head(step, lanes) for step in steps),
+        (
+            *(Lane(label, _merged(_lane(steps, name))) for name, label in lanes.items()),
+            *_bodies(scenario),
+        ),
     )
 
 
-def _x(column: int) -> int:
-    return LEFT + column * COLUMN
+def _head(step: Step, lanes: Container[str]) -> Head:
+    text = short_title(step.spec)
+    if step.refused and str(step.spec.get("id")) not in lanes:
+        text += f" {_REFUSED} {errno_name(step.errno)}"
+    return Head(step.index + 1, text, bool(step.mismatches) or step.observed is None)
 
 
-def _head(step: Step, column: int) -> Head:
-    text = f"{step.do} {step.spec.get('id', '')}".strip()
-    return Head(_x(column), step.index + 1, text, bool(step.mismatches) or step.observed is None)
-
-
-def _spans(steps: tuple[Step, ...], name: str) -> list[tuple[int, int]]:
-    """Columns from which and to which an attachment was there."""
-    spans: list[tuple[int, int]] = []
-    begin: int | None = None
+def _lane(steps: tuple[Step, ...], name: str) -> Iterator[tuple[str, str]]:
+    """(text, kind) for each step."""
+    state = ""
     for step in steps:
-        if step.spec.get("id") != name or step.errno != 0:
-            continue
-        if step.do == "attach":
-            begin = step.index
-        elif step.do == "detach" and begin is not None:
-            spans.append((begin, step.index))
-            begin = None
-    return spans if begin is None else [*spans, (begin, len(steps))]
-
-
-def _hits(steps: tuple[Step, ...], name: str) -> list[tuple[int, int]]:
-    """(step, hits per call) where the attachment's hits were counted."""
-    found = []
-    for step in steps:
-        behaviour = ((step.observed or {}).get("behaviour") or {}).values()
-        counts = [(b or {}).get("hits", {}).get(name) for b in behaviour]
-        known = [int(n) for n in counts if n is not None]
-        if known:
-            found.append((step.index, sum(known)))
-    return found
-
-
-def _band(steps: tuple[Step, ...], function: str, y: int) -> list[Block]:
-    """Neighbouring steps with the same body are one part."""
-    parts: list[Block] = []
-    kinds = {"original": "b0"}
-    for step in steps:
-        behaviour = ((step.observed or {}).get("behaviour") or {}).get(function) or {}
-        body = str(behaviour.get("body", ""))
-        x = _x(step.index)
-        if not body:
-            continue
-        kind = kinds.setdefault(body, f"b{min(len(kinds), 3)}")
-        last = parts[-1] if parts else None
-        if last is not None and last.text == body and last.x + last.width == x:
-            parts[-1] = Block(last.x, y, last.width + COLUMN, body, kind)
+        mine = step.spec.get("id") == name
+        if mine and step.errno == 0:
+            state = _BECOMES.get(step.do, state)
+        if mine and step.errno != 0:
+            text = f"{_REFUSED} {errno_name(step.errno)}" if step.errno else "no result"
+            yield text, f"{state} {'no' if step.errno and step.as_predicted else 'un'}".strip()
         else:
-            parts.append(Block(x, y, COLUMN, body, kind))
-    return parts
+            counted = _hits(step, name)
+            yield "" if counted is None else plural(counted, "hit"), state
+
+
+def _hits(step: Step, name: str) -> int | None:
+    """Hits over all functions; None where none were counted."""
+    behaviour = ((step.observed or {}).get("behaviour") or {}).values()
+    counts = [(b or {}).get("hits", {}).get(name) for b in behaviour]
+    known = [int(n) for n in counts if n is not None]
+    return sum(known) if known else None
+
+
+def _bodies(scenario: Scenario) -> Iterator[Lane]:
+    """Functions whose bodies changed alike share a lane."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for function in scenario.functions:
+        alike.setdefault(tuple(_body(s, function) for s in scenario.steps), []).append(function)
+    kinds = {"": "", "original": "b0", "absent": "ba"}
+    for bodies, functions in alike.items():
+        for body in bodies:
+            others = sum(kind not in ("", "b0", "ba") for kind in kinds.values())
+            kinds.setdefault(body, f"b{min(others + 1, 3)}")
+        label = some([f"{f}()" for f in functions], 1)
+        if len(scenario.functions) == 1:
+            label = "body that ran"
+        yield Lane(label, _merged((body, kinds[body]) for body in bodies))
+
+
+def _body(step: Step, function: str) -> str:
+    behaviour = ((step.observed or {}).get("behaviour") or {}).get(function) or {}
+    return str(behaviour.get("body", ""))
+
+
+def _merged(columns: Iterable[tuple[str, str]]) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for text, kind in columns:
+        last = parts[-1] if parts else None
+        if last is not None and (last.text, last.kind) == (text, kind):
+            parts[-1] = Part(last.span + 1, text, kind)
+        else:
+            parts.append(Part(1, text, kind))
+    return tuple(parts)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from sys import intern
 from typing import Any
 
 #: Ended by an accident of the kernel under test.
@@ -84,9 +87,13 @@ class LogLine:
         return f"{level}{'' if self.t is None else f'[{self.t:12.6f}] '}{self.text}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
-    """A step that was begun; ``observed`` is None as long as it has no result."""
+    """A step that was begun; ``observed`` is None as long as it has no result.
+
+    ``agent_s`` is its time in the guest, its share of ``group_s`` where scenarios
+    ran side by side: what the whole phase took.
+    """
 
     index: int
     spec: Mapping[str, Any]
@@ -97,6 +104,7 @@ class Step:
     registry_text: str = ""
     log: tuple[LogLine, ...] = ()
     agent_s: float | None = None
+    group_s: float | None = None
     host_s: float | None = None
 
     @property
@@ -123,6 +131,32 @@ class Step:
         allowed = self.predicted.get("errno", ())
         return self.errno in (allowed if isinstance(allowed, list) else [allowed])
 
+    @property
+    def outline(self) -> Step:
+        """The step with what a report says of a passed scenario, and no more.
+
+        A full run has a quarter of a million steps, nearly all of them of passed ones.
+        """
+        seen = self.observed or {}
+        behaviour = (seen.get("behaviour") or {}).items()
+        registry = (seen.get("registry") or {}).items()
+        return replace(
+            self,
+            predicted={"errno": self.predicted.get("errno", ())},
+            observed={
+                "errno": seen.get("errno"),
+                "behaviour": {
+                    intern(f): {"body": intern(str(b.get("body", ""))), "hits": b.get("hits") or {}}
+                    for f, b in behaviour
+                    if b
+                },
+                "registry": {intern(f): {"flags": (r or {}).get("flags")} for f, r in registry},
+                "held": seen.get("held"),
+            },
+            registry_text="",
+            log=(),
+        )
+
 
 @dataclass(frozen=True)
 class Row:
@@ -139,7 +173,9 @@ class Scenario:
     """One attempt at a scenario.
 
     ``planned`` are the step objects it was to do; ``skipped`` the indexes of those
-    that did not apply (detaching what had been refused).
+    that did not apply (detaching what had been refused).  ``matrix`` and
+    ``attachers`` are in order of arrival.  ``group`` is set where it ran side by
+    side with others; ``regrouped`` says why that start was void.
     """
 
     id: str
@@ -149,9 +185,12 @@ class Scenario:
     profile: str
     attempt: int
     functions: tuple[str, ...]
-    matrix: tuple[str, str] | None
+    matrix: tuple[str, ...] | None
     planned: tuple[Mapping[str, Any], ...]
     started_t: float
+    attachers: tuple[str, ...] = ()
+    group: str = ""
+    regrouped: str = ""
     steps: tuple[Step, ...] = ()
     skipped: frozenset[int] = frozenset()
     recorded_verdict: str = ""
@@ -164,10 +203,10 @@ class Scenario:
         """Whether the record has the scenario's end."""
         return bool(self.recorded_verdict)
 
-    @property
+    @cached_property
     def verdict(self) -> str:
         """The verdict that counts."""
-        if not self.finished or self._contradiction():
+        if not self.finished or self._contradiction:
             return "FAIL"
         return self.recorded_verdict
 
@@ -176,7 +215,7 @@ class Scenario:
         """Why the verdict is what it is."""
         if not self.finished:
             return "not finished"
-        return self._contradiction() or self.recorded_reason
+        return self._contradiction or self.recorded_reason
 
     @property
     def failed(self) -> bool:
@@ -185,8 +224,15 @@ class Scenario:
 
     @property
     def seconds(self) -> float:
-        """Host time from start to end; 0 if it did not end."""
-        return 0.0 if self.ended_t is None else self.ended_t - self.started_t
+        """Host time from start to end, or its share of a group's time in the guest.
+
+        0 if it did not end.
+        """
+        if self.ended_t is None:
+            return 0.0
+        if self.group:
+            return sum(step.agent_s or 0.0 for step in self.steps)
+        return self.ended_t - self.started_t
 
     @property
     def bad_steps(self) -> tuple[Step, ...]:
@@ -210,22 +256,37 @@ class Scenario:
                 rows.append(Row(index, self.planned[index], None, note))
         return tuple(rows)
 
-    def attachers(self) -> dict[str, str]:
-        """Attachment id to attacher, by the planned steps."""
+    @cached_property
+    def attacher_of(self) -> dict[str, str]:
+        """Attachment id to attacher in order of arrival, by the planned steps."""
         return {
             str(s.get("id")): str(s.get("attacher"))
             for s in self.planned or tuple(step.spec for step in self.steps)
             if s.get("do") == "attach"
         }
 
-    def second_attach(self) -> Step | None:
-        """The step that decides a matrix cell, if it was begun."""
-        attaches = [s for s in self.steps if s.do == "attach"]
-        return attaches[1] if len(attaches) > 1 else None
+    @cached_property
+    def departure(self) -> tuple[int, ...]:
+        """The attachments in order of departure, each by its place in the order of arrival.
 
+        (1, 0) of a pair: who came second leaves first.  Who is never told to leave is last.
+        """
+        arrived = list(self.attacher_of)
+        leaving = dict.fromkeys(str(s.get("id")) for s in self.planned if s.get("do") == "detach")
+        ids = dict.fromkeys([*leaving, *arrived])
+        return tuple(arrived.index(name) for name in ids if name in self.attacher_of)
+
+    @cached_property
+    def refused(self) -> bool:
+        """Whether the kernel refused one of its attaches."""
+        return any(s.do == "attach" and s.refused for s in self.steps)
+
+    @cached_property
     def _contradiction(self) -> str:
         if self.recorded_verdict != "PASS":
             return ""
+        if self.regrouped:
+            return f"recorded as PASS, but void: {self.regrouped}"
         for step in self.steps:
             if step.mismatches or step.observed is None:
                 fault = "has mismatches" if step.mismatches else "has no result"
@@ -234,6 +295,47 @@ class Scenario:
             done = len(self.planned) - left
             return f"recorded as PASS after {done} of {len(self.planned)} steps"
         return ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scenarios that ran side by side on one VM.
+
+    ``attributed``: the accident that ended it was seen again when its members ran
+    alone, and so has a scenario of its own to stand for it.
+    """
+
+    id: str
+    vm: str
+    kernel: str
+    scenarios: tuple[str, ...]
+    started_t: float
+    recorded_verdict: str = ""
+    recorded_reason: str = ""
+    attributed: bool = False
+    ended_t: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict that counts."""
+        return self.recorded_verdict or "FAIL"
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is."""
+        return self.recorded_reason if self.recorded_verdict else "not finished"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it came to grief and no scenario stands for that."""
+        return self.verdict not in HARMLESS and not self.attributed
+
+
+def tally(scenarios: Iterable[Scenario]) -> dict[str, int]:
+    """How many have which verdict, worst first, without zeros."""
+    found = Counter(s.verdict for s in scenarios)
+    unknown = sorted(set(found) - set(VERDICTS))
+    return {v: found[v] for v in (*unknown, *VERDICTS) if found[v]}
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import errno_names
 from harness.report.model import RunModel
-from harness.report.views import Mismatch, Scenario, Step
+from harness.report.views import Group, Mismatch, Scenario, Step, tally
 from harness.scenario import catalogue
 
 #: Keys of a prediction that say how to compare, not what to see.
@@ -28,6 +30,8 @@ def printable(text: str) -> str:
     Terminal escapes go, tabs become spaces, other control characters become
     ``?``; newlines stay.
     """
+    if text.isprintable():
+        return text
     lines = (_ESCAPES.sub("", line).expandtabs(8) for line in text.split("\n"))
     return _CONTROL.sub("?", "\n".join(line.rstrip("\r") for line in lines))
 
@@ -44,14 +48,39 @@ def errno_name(number: int | None) -> str:
 def step_title(spec: Mapping[str, Any], attachers: Mapping[str, str]) -> str:
     """What a step does, from its step object; ``attachers`` maps attachment ids."""
     do, name = str(spec.get("do", "?")), str(spec.get("id", ""))
-    if do == "attach":
-        return f"attach {spec.get('attacher')} as {name} to {spec.get('function')}"
-    if do == "detach":
-        return f"detach {name} ({attachers.get(name, '?')})"
-    if do == "write":
-        return f"write {spec.get('value')} to {spec.get('sysctl')}"
+    who = f"{name} ({attachers.get(name, '?')})"
+    wait = ", without waiting" if spec.get("wait") is False else ""
+    match do:
+        case "attach":
+            functions = spec.get("functions") or [spec.get("function")]
+            replaces = ", replacing all others" if spec.get("replace") else ""
+            to = some([str(f) for f in functions], 3)
+            return f"attach {spec.get('attacher')} as {name} to {to}{replaces}{wait}"
+        case "detach" | "disable" | "enable" | "force":
+            return f"{do} {who}{wait}"
+        case "modify":
+            return f"modify {who} to its {'other' if spec.get('alternate') else 'first'} trampoline"
+        case "write":
+            return f"write {spec.get('value')} to {spec.get('sysctl')}"
+        case "hold":
+            return f"hold a call of {spec.get('function')} as {name}"
+        case "release":
+            return f"release the held call {name}"
+        case "unload" | "load":
+            return f"{do} {spec.get('module')}"
+        case "misuse":
+            return f"misuse {spec.get('what')} on {spec.get('function')}"
+        case "call":
+            return f"call in {spec['context']} context" if spec.get("context") else "call"
     rest = [f"{key}={value}" for key, value in spec.items() if key != "do"]
     return " ".join([do, *rest])
+
+
+def short_title(spec: Mapping[str, Any]) -> str:
+    """The same for a narrow column."""
+    do = str(spec.get("do", "?"))
+    what = spec.get({"call": "context", "write": "value"}.get(do, "id"), "")
+    return f"{do} {what}".strip()
 
 
 def outcome(step: Step) -> str:
@@ -85,13 +114,33 @@ def flags(step: Step) -> dict[str, frozenset[str]]:
     return {str(f): frozenset((r or {}).get("flags") or ()) for f, r in registry.items()}
 
 
+def held(step: Step) -> Mapping[str, Any] | None:
+    """What the call returned that the step let go: its body and value."""
+    found = (step.observed or {}).get("held")
+    return found if isinstance(found, Mapping) else None
+
+
 def effect(step: Step) -> str:
-    """What the functions did after a step: bodies and hits."""
+    """What the functions did after a step: bodies, hits, a call that was held."""
     if step.observed is None:
         return ""
-    parts = [body if len(bodies(step)) == 1 else f"{f}: {body}" for f, body in bodies(step).items()]
+    by_body: dict[str, list[str]] = {}
+    for function, body in bodies(step).items():
+        by_body.setdefault(body, []).append(function)
+    alone = sum(map(len, by_body.values())) == 1
+    parts = [body if alone else f"{body} ({some(f, 3)})" for body, f in by_body.items()]
     counted = " ".join(f"{attachment}={n}" for attachment, n in hits(step).items())
-    return "; ".join(filter(None, [", ".join(parts), f"hits {counted}" if counted else ""]))
+    call = held(step)
+    return "; ".join(
+        filter(
+            None,
+            [
+                ", ".join(parts),
+                f"hits {counted}" if counted else "",
+                f"the held call ran {call.get('body')}" if call else "",
+            ],
+        )
+    )
 
 
 def subject(mismatch: Mismatch) -> str:
@@ -124,9 +173,8 @@ def brief(text: str) -> str:
     return lines[0] if len(lines) == 1 else f"{lines[0]} \N{HORIZONTAL ELLIPSIS} {lines[-1]}"
 
 
-def repeat_command(model: RunModel, scenario: Scenario) -> str:
+def repeat_command(model: RunModel, kernel: str, name: str) -> str:
     """The command that runs one scenario on one kernel again."""
-    kernel = model.kernel_of(scenario.kernel)
     argv = model.run.argv
     # A scenario from a file cannot be named; which of several files it was is not recorded.
     files = [
@@ -135,10 +183,21 @@ def repeat_command(model: RunModel, scenario: Scenario) -> str:
         for word in ((option, value) if option == "--replay" else (option,))
         if option.startswith("--replay")
     ]
-    what = [scenario.name]
-    if files and scenario.name not in {s.name for s in catalogue.everything()}:
-        what = files
-    return shlex.join(["cohabit", "run", "--kernel", kernel.reference, *what])
+    what = files if files and name not in _catalogue() else [name]
+    return shlex.join(["cohabit", "run", "--kernel", model.kernel_of(kernel).reference, *what])
+
+
+def whereabouts(scenario: Scenario) -> str:
+    """Kernel, VM, and how it was tried."""
+    parts = [scenario.kernel, scenario.vm or "no VM"]
+    parts += [f"group {scenario.group}"] if scenario.group else []
+    parts += [f"attempt {scenario.attempt}"] if scenario.attempt > 1 else []
+    return ", ".join(parts)
+
+
+@functools.cache
+def _catalogue() -> frozenset[str]:
+    return frozenset(s.name for s in catalogue.everything())
 
 
 def state_of_run(model: RunModel) -> list[str]:
@@ -155,12 +214,45 @@ def state_of_run(model: RunModel) -> list[str]:
     if missing := model.not_started():
         lines.append(f"{missing} of {model.run.planned} planned scenarios never began.")
     repeated: dict[str, list[str]] = {}
+    regrouped: Counter[str] = Counter()
     for first in model.repeated():
-        why = f"repeated on {first.kernel} after {first.verdict} ({brief(first.reason)})"
-        repeated.setdefault(why, []).append(first.name)
+        if first.regrouped:
+            regrouped[f"run again alone on {first.kernel} ({brief(first.regrouped)})"] += 1
+        else:
+            why = f"repeated on {first.kernel} after {first.verdict} ({brief(first.reason)})"
+            repeated.setdefault(why, []).append(first.name)
     for why, names in repeated.items():
         lines.append(f"{plural(len(names), 'scenario')} {why}: {some(names)}")
+    lines += [f"{plural(number, 'scenario')} {why}" for why, number in regrouped.items()]
     return lines
+
+
+def group_lines(model: RunModel, group: Group) -> list[str]:
+    """What is to say of a group in trouble: its members, and what became of them."""
+    members = [model.attempts[i] for i in group.scenarios if i in model.attempts]
+    names = some([m.name for m in members])
+    lines = [f"{plural(len(group.scenarios), 'scenario')} side by side: {names}"]
+    counting = {s.id for s in model.scenarios}
+    alone = [
+        s for m in members if m.regrouped for s in model.tries(m.kernel, m.name) if s.id != m.id
+    ]
+    if alone:
+        found = ", ".join(f"{n} {verdict}" for verdict, n in tally(alone).items())
+        lines.append(f"not seen again when they ran alone: {found}")
+    left = [m for m in members if not m.finished and m.id in counting]
+    if left:
+        places = dict.fromkeys(map(_place, left))
+        lines.append(f"{plural(len(left), 'scenario')} not finished: {some(list(places))}")
+    return lines
+
+
+def _place(scenario: Scenario) -> str:
+    """How far a scenario came that was not finished."""
+    if not scenario.steps:
+        return "before the first step"
+    last = scenario.steps[-1]
+    before = "after" if last.observed is not None else "in"
+    return f"{before} step {last.index + 1} ({short_title(last.spec)})"
 
 
 def command_line(model: RunModel) -> str:

@@ -10,7 +10,7 @@ from sample_events import EBUSY, NEW, OLD, Event, SampleRun, full_run, passing_r
 
 from harness.errors import InfraError
 from harness.report.model import RunModel, exit_status, read
-from harness.report.words import state_of_run
+from harness.report.words import bodies, flags, state_of_run
 
 
 def model_of(events: list[Event]) -> RunModel:
@@ -37,11 +37,20 @@ def test_what_was_written_is_read() -> None:
     scenario = next(s for s in model.scenarios if s.name == "pair/livepatch+fentry")
     assert scenario.kernel == OLD
     assert scenario.matrix == ("livepatch", "fentry")
-    second = scenario.second_attach()
-    assert second is not None
+    second = scenario.steps[1]
     assert (second.errno, second.refused, second.as_predicted) == (EBUSY, True, True)
-    assert second.registry_text.startswith("cmdline_proc_show (1) R I")
-    assert [line.text for line in second.log] == ["cohabit: attach done"]
+
+
+def test_only_what_did_not_pass_keeps_registry_and_log() -> None:
+    by_name = {(s.kernel, s.name): s for s in model_of(full_run()).scenarios}
+    failed = by_name[OLD, "pair/fmod_ret+livepatch"].steps[1]
+    assert failed.registry_text.startswith("security_task_getpgid (1) R   D")
+    assert [line.text for line in failed.log] == ["cohabit: attach done"]
+    assert failed.predicted["registry"]
+    passed = by_name[OLD, "pair/livepatch+fentry"].steps[1]
+    assert (passed.registry_text, passed.log, set(passed.predicted)) == ("", (), {"errno"})
+    assert bodies(passed) == {"cmdline_proc_show": "livepatch-a"}
+    assert flags(passed) == {"cmdline_proc_show": {"I", "R"}}
 
 
 def test_counts_have_the_repeated_attempt_once() -> None:

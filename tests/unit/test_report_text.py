@@ -20,7 +20,8 @@ from harness.report.words import diff, duration, errno_name, printable, repeat_c
 def marks(kernel: str) -> dict[tuple[str, str], str]:
     found = matrix.build(model_of(full_run()), kernel)
     assert found is not None
-    return {(c.first, c.second): c.mark for row in found.rows for c in row}
+    assert found.departures == ((0, 1),)
+    return {(c.arrival[0], c.arrival[1]): c.mark for c in found.cells}
 
 
 def test_matrix_marks_by_order_and_kernel() -> None:
@@ -47,7 +48,7 @@ def test_a_cell_shows_its_worst_scenario() -> None:
     ends[1]["verdict"] = "SKIP"
     found = matrix.build(model_of(events), NEW)
     assert found is not None
-    cells = {(c.first, c.second): c for row in found.rows for c in row}
+    cells = {c.arrival: c for c in found.cells}
     assert cells["livepatch", "fentry"].mark == "F"
     assert len(cells["livepatch", "fentry"].scenarios) == 9
     assert cells["fentry", "livepatch"].mark == "·"
@@ -89,7 +90,7 @@ def test_text_report_has_every_section() -> None:
     assert "tcg (/dev/kvm opens, but no guest booted with it (0.4 s))" in report
     assert "QEMU 10.0.2, CPU qemu64 x 1, 1024 MB, engine virtme" in report
     assert re.search(r"^  1 livepatch +P  r  S  r  r  r  r  P  P$", report, re.M)
-    assert "  r  passed: second attach refused as promised" in report
+    assert "  r  passed: an attach refused as promised" in report
     assert "What differs between the kernels" in report
     failed = report[report.index("FAIL  pair/livepatch+fexit") :]
     for line in (
@@ -132,9 +133,7 @@ def test_an_interrupted_run_says_so() -> None:
 
 def test_repeat_command_is_safe_to_paste() -> None:
     model = model_of(passing_run())
-    scenario = model.scenarios[0]
-    object.__setattr__(scenario, "name", "odd name; reboot")
-    words = shlex.split(repeat_command(model, scenario))
+    words = shlex.split(repeat_command(model, NEW, "odd name; reboot"))
     assert words[-1] == "odd name; reboot"
     assert words[:3] == ["cohabit", "run", "--kernel"]
 
