@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``cohabit bench``: what the harness adds to what the kernel takes, as ratios."""
+"""``cohabit bench``: what the harness adds to what the kernel takes, as ratios.
+
+And how fast it is beside the kernel's own selftests/livepatch on the same kernel.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.errors import InfraError
+from harness.kernels import selftests
 from harness.kernels.model import Kernel
+from harness.kernels.selftests import Selftests
 from harness.policy import profile
 from harness.run.record import Record
 from harness.run.schedule import Schedule, Work
+from harness.run.selftests import Rate
+from harness.run.selftests import run as run_scripts
 from harness.run.session import Session
 from harness.scenario import catalogue
 from harness.target.vm import VmTarget
-from vm.machine import GUEST
+from vm.machine import GUEST, Machine
 from vm.process import bare_boot
 
 from .setup import DEFAULT_KERNEL, Setup, add_machine_options, say
@@ -25,6 +33,7 @@ from .setup import DEFAULT_KERNEL, Setup, add_machine_options, say
 EXAMPLES = """examples:
   cohabit bench                        one run on the default kernel
   cohabit bench --kernel debian:7.2 'ops*'
+  cohabit bench --no-selftests         without fetching the kernel's source
 """
 
 
@@ -34,8 +43,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "bench",
         help="measure the harness against a bare boot and the guest's own time",
         description="Boots the kernel bare (vng, the same root file system) and with the agent, "
-        "runs scenarios, and prints ratios and shares. They compare things of one run on one "
-        "machine; seconds from elsewhere say nothing.",
+        "runs scenarios and then the kernel's own selftests/livepatch (from Debian's linux-source "
+        "package, about 150 MB, fetched once), and prints ratios and shares. They compare things "
+        "of one run on one machine; seconds from elsewhere say nothing.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,6 +53,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--kernel", default=DEFAULT_KERNEL, metavar="REF")
     parser.add_argument(
         "--repeat", type=int, default=3, metavar="N", help="boots of each kind (the median counts)"
+    )
+    parser.add_argument(
+        "--no-selftests", action="store_true", help="leave out the kernel's own selftests/livepatch"
     )
     add_machine_options(parser)
     parser.set_defaults(handler=run)
@@ -90,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     setup = Setup.of(args)
     kernel = setup.kernel(args.kernel)
     machine = setup.machine(kernel)
+    # What can't be fetched or built is to be told before anything is booted.
+    theirs = None if args.no_selftests else _selftests(setup, kernel)
     bare_machine = dataclasses.replace(
         machine, layers=tuple(layer for layer in machine.layers if layer != GUEST), shares=()
     )
@@ -111,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         scenarios = catalogue.select(args.scenarios)
         say(f"{len(scenarios)} scenarios, one VM")
         Schedule([Work(kernel.release, chosen, make, scenarios)], record, 1).run()
+        rate = _rate(setup, kernel, machine, theirs, record) if theirs else None
     _, program = setup.accelerator(kernel)
     version = ".".join(str(part) for part in program.version)
     print(f"kernel {kernel.release}, {machine.accelerator.name}, QEMU {version}, "
@@ -120,12 +136,46 @@ def run(args: argparse.Namespace) -> int:
     if not clock.scenarios:
         print("no scenario passed")
         return 1
+    scenarios_a_second, steps_a_second = clock.scenarios / clock.wall, clock.steps / clock.wall
     outside = 1 - (clock.guest - clock.user) / clock.wall
-    print(f"scenarios a second: {clock.scenarios / clock.wall:.2f} "
+    print(f"scenarios a second: {scenarios_a_second:.2f} "
           f"({clock.scenarios} passed, {clock.steps} witnessed steps)")  # fmt: skip
     print(f"time outside the guest kernel: {100 * outside:.0f} % "
           f"(of it in the agent: {100 * clock.user / clock.wall:.0f} %)")  # fmt: skip
+    if theirs is None or rate is None:
+        return 0
+    if not rate.tests:
+        print("none of selftests/livepatch passed")
+        return 1
+    print(f"selftests/livepatch, tests a second: {rate.a_second:.2f} "
+          f"({rate.tests} passed, {theirs.source})")  # fmt: skip
+    print(f"against them: {scenarios_a_second / rate.a_second:.1f} times as many scenarios, "
+          f"{steps_a_second / rate.a_second:.1f} times as many witnessed steps "
+          f"({steps_a_second:.2f} a second)")  # fmt: skip
     return 0
+
+
+def _selftests(setup: Setup, kernel: Kernel) -> Selftests:
+    try:
+        return selftests.prepare(kernel, setup.root, setup.store, say)
+    except InfraError as error:
+        remedies = (error.remedy, "or leave the comparison out: --no-selftests")
+        raise InfraError(error.message, "\n  ".join(filter(None, remedies))) from error
+
+
+def _rate(
+    setup: Setup, kernel: Kernel, machine: Machine, theirs: Selftests, record: Record
+) -> Rate:
+    """What the selftests do in a VM like those of the scenarios."""
+    machine = theirs.add_to(machine)
+    _, program = setup.accelerator(kernel)
+    version = ".".join(str(part) for part in program.version)
+
+    def make(name: str) -> VmTarget:
+        return VmTarget(machine, version, record.console(name))
+
+    say(f"{len(theirs.scripts)} scripts of {theirs.source}")
+    return Rate.of(run_scripts(make, theirs.scripts, say))
 
 
 def _boot(setup: Setup, kernel: Kernel, chosen: profile.Profile, record: Record, name: str) -> None:

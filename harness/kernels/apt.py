@@ -50,7 +50,7 @@ _DAY = 24 * 3600.0
 # A reference that is not in the lists refreshes them, but not at every typing error.
 _SOON = 600.0
 _WANTED = re.compile(
-    rb"^Package: (linux-(?:image|headers|binary|modules|base|kbuild)-[^\n]*\d[^\n]*)$", re.M
+    rb"^Package: (linux-(?:image|headers|binary|modules|base|kbuild|source)-[^\n]*\d[^\n]*)$", re.M
 )
 _FIELD = re.compile(r"^(Package|Version|Depends|Filename|SHA256|Size): (.*)$", re.M)
 
@@ -208,7 +208,7 @@ class Apt:
         self._index = self._dir / "kernels.json"
 
     def kernel_packages(self, *, fresh: bool = False) -> list[Package]:
-        """Return all packages of kernels in the reachable suites.
+        """Return all packages of kernels, and of their sources, in the reachable suites.
 
         The answer is a day old at most, with ``fresh`` a few minutes.  When no
         suite can be reached an older one is used, and said to be.  Raises InfraError

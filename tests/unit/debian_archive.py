@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from email.utils import formatdate
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -52,13 +53,15 @@ class Archive:
         found: list[str] = self._server.requests  # type: ignore[attr-defined]
         return found
 
-    def deb(self, name: str, version: str, files: dict[str, str], depends: str = "") -> str:
+    def deb(
+        self, name: str, version: str, files: Mapping[str, str | bytes], depends: str = ""
+    ) -> str:
         """Build a package; returns its stanza for ``publish``."""
         tree = self._scratch / name
         shutil.rmtree(tree, ignore_errors=True)
         for path, content in files.items():
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
-            (tree / path).write_text(content)
+            (tree / path).write_bytes(content.encode() if isinstance(content, str) else content)
         (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
         control = f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
         control += "Maintainer: T <t@test>\n"
