@@ -34,11 +34,18 @@ static int misuse_direct(u32 what, unsigned long *ip)
 
 	switch (what) {
 	case COHABIT_MISUSE_DIRECT_UNREGISTER_UNKNOWN:
-		renew(0);
-		return cohabit_direct_unregister(&misused, ip, 1, tramp);
 	case COHABIT_MISUSE_DIRECT_MODIFY_UNKNOWN:
 		renew(0);
-		return cohabit_direct_exchange(&misused, ip, 1, tramp, tramp);
+		/* Up to 6.3 the filter is looked into before anything is checked. */
+		ret = cohabit_set_filter(&misused, ip, 1);
+		if (ret)
+			return ret;
+		if (what == COHABIT_MISUSE_DIRECT_MODIFY_UNKNOWN)
+			ret = cohabit_direct_exchange(&misused, ip, 1, tramp, tramp);
+		else
+			ret = cohabit_direct_unregister(&misused, ip, 1, tramp);
+		cohabit_free_filter(&misused);
+		return ret;
 	case COHABIT_MISUSE_DIRECT_NO_FILTER:
 		renew(0);
 		return cohabit_direct_only_register(&misused, tramp);
@@ -49,12 +56,6 @@ static int misuse_direct(u32 what, unsigned long *ip)
 			return ret;
 		ret = cohabit_direct_only_register(&misused, tramp);
 		cohabit_direct_unregister(&misused, ip, 1, tramp);
-		return ret;
-	case COHABIT_MISUSE_IPMODIFY_AND_DIRECT:
-		renew(FTRACE_OPS_FL_IPMODIFY);
-		ret = cohabit_direct_register(&misused, ip, 1, tramp);
-		if (!ret)
-			cohabit_direct_unregister(&misused, ip, 1, tramp);
 		return ret;
 	}
 	return -EBADRQC;
@@ -93,6 +94,27 @@ static int ipmodify_notrace(unsigned long *ip, char *name)
 	if (ret)
 		return ret;
 	ret = ftrace_set_notrace(&misused, name, strlen(name), 0);
+	cohabit_free_filter(&misused);
+	return ret;
+}
+
+/*
+ * Not by way of register_ftrace_direct(): up to 6.12 that takes the flag away,
+ * and from 7.0 on unregister_ftrace_direct() waits for itself then, as
+ * cleanup_direct_functions_after_ipmodify() wants its mutex.
+ */
+static int ipmodify_and_direct(unsigned long *ip)
+{
+	int ret;
+
+	renew(FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_DIRECT | FTRACE_OPS_FL_SAVE_REGS);
+	misused.func = cohabit_misused_hit;
+	ret = cohabit_set_filter(&misused, ip, 1);
+	if (ret)
+		return ret;
+	ret = register_ftrace_function(&misused);
+	if (!ret)
+		unregister_ftrace_function(&misused);
 	cohabit_free_filter(&misused);
 	return ret;
 }
@@ -151,6 +173,8 @@ long cohabit_ioctl_misuse(void __user *arg)
 		return ipmodify_notrace(&ip, req.func);
 	case COHABIT_MISUSE_OPS_REGISTER_TWICE:
 		return ops_register_twice(&ip);
+	case COHABIT_MISUSE_IPMODIFY_AND_DIRECT:
+		return ipmodify_and_direct(&ip);
 	case COHABIT_MISUSE_KILL_FTRACE:
 		return kill_ftrace();
 	default:
