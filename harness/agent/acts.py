@@ -11,28 +11,29 @@ from .attachers import KMOD_KINDS, Attachment, Control, KmodAttachment, Outcome
 from .calls import Caller
 from .links import BpfAttachment, Links, MultiAttachment
 from .livepatch import LivepatchAttachment, in_transition, livepatches
-from .observe import Observer
+from .observe import Counters
 from .tracers import TRACEFS, TRACERS, TracerAttachment, Tracing
 
 
 class Acts:
     """What is attached, held and loaded, and how that changes.
 
-    ``functions`` is the table of functions; ``patience``: seconds that the kernel has for
-    what it does by itself; ``reload_bpf``: load a BPF program anew for each attach.
+    ``functions`` is the table of functions; ``sources`` gets whatever counts hits;
+    ``patience``: seconds that the kernel has for what it does by itself;
+    ``reload_bpf``: load a BPF program anew for each attach.
     """
 
     def __init__(
         self,
         functions: dict[str, dict[str, Any]],
         caller: Caller,
-        observer: Observer,
+        sources: list[Counters],
         patience: float,
         reload_bpf: bool,
     ) -> None:
         self._functions = functions
         self._caller = caller
-        self._observer = observer
+        self._sources = sources
         self._patience = patience
         self._reload_bpf = reload_bpf
         self._attached: dict[str, Attachment] = {}
@@ -44,13 +45,13 @@ class Acts:
     def use_control(self, control: Control) -> None:
         """Gives the control module, once it is loaded."""
         self._control = control
-        self._observer.sources.append(control)
+        self._sources.append(control)
 
     def use_programs(self, code: dict[str, bytes]) -> None:
         """Gives the compiled BPF programs."""
         programs = bpf.Programs(self._functions, code, self._reload_bpf)
         self._links = Links(programs, self._functions)
-        self._observer.sources.append(self._links)
+        self._sources.append(self._links)
 
     @property
     def has_programs(self) -> bool:
@@ -70,6 +71,16 @@ class Acts:
             "s": round(time.monotonic() - began, 6),
             "held": outcome.held,
         }
+
+    def _module(self) -> Control:
+        if self._control is None:
+            raise ValueError("the control module is not loaded")
+        return self._control
+
+    def _bpf(self) -> Links:
+        if self._links is None:
+            raise ValueError("the BPF programs are not compiled")
+        return self._links
 
     def _deadline(self, act: dict[str, Any]) -> float:
         return time.monotonic() + float(act.get("patience", self._patience))
@@ -105,21 +116,15 @@ class Acts:
         if kind in TRACERS:
             if self._tracing is None:
                 self._tracing = Tracing(self._functions)
-                self._observer.sources.append(self._tracing)
+                self._sources.append(self._tracing)
             return TracerAttachment(identity, kind, functions, slot, self._tracing)
         if kind in bpf.KINDS:
-            if self._links is None:
-                raise ValueError("the BPF programs are not compiled")
-            return BpfAttachment(identity, kind, functions, slot, self._links)
-        if self._control is None:
-            raise ValueError("the control module is not loaded")
+            return BpfAttachment(identity, kind, functions, slot, self._bpf())
         if kind == "kprobe-multi":
-            if self._links is None:
-                raise ValueError("the BPF programs are not compiled")
-            return MultiAttachment(identity, functions, slot, self._links, self._control)
-        if kind not in KMOD_KINDS:
-            raise ValueError("no such attacher: %r" % kind)
-        return KmodAttachment(identity, kind, functions, slot, self._control)
+            return MultiAttachment(identity, functions, slot, self._bpf(), self._module())
+        if kind in KMOD_KINDS:
+            return KmodAttachment(identity, kind, functions, slot, self._module())
+        raise ValueError("no such attacher: %r" % kind)
 
     def _do_detach(self, act: dict[str, Any]) -> Outcome:
         outcome = self._get(act).detach(self._deadline(act))
@@ -142,16 +147,13 @@ class Acts:
             raise ValueError("%r is no direct attachment" % act["id"])
         return attachment.modify(int(act["alternate"]))
 
-    def _do_misuse(self, act: dict[str, Any]) -> Outcome:
-        if self._control is None:
-            raise ValueError("the control module is not loaded")
-        what = abi.MISUSES[act["what"]]
-        argument = abi.Misuse(what=what, func=act["function"].encode())
-        return Outcome(self._control.request(abi.IOC_MISUSE, argument))
-
     def _do_write(self, act: dict[str, Any]) -> Outcome:
         path = "/proc/sys/" + act["sysctl"].replace(".", "/")
         return Outcome(system.write(path, act["value"]))
+
+    def _do_misuse(self, act: dict[str, Any]) -> Outcome:
+        argument = abi.Misuse(what=abi.MISUSES[act["what"]], func=act["function"].encode())
+        return Outcome(self._module().request(abi.IOC_MISUSE, argument))
 
     def _do_call(self, act: dict[str, Any]) -> Outcome:
         """The observation calls."""

@@ -14,6 +14,8 @@ SYSFS = "/sys/kernel/livepatch/"
 #: Kernel memory is short for a moment, or another task holds BPF's trampoline
 #: lock (kernel/bpf/trampoline.c: bpf_tramp_ftrace_ops_func): asked again.
 _EAGAIN = 11
+#: Seconds in which the kernel lets go of the module of a patch that it removed.
+_FORCED_PATIENCE = 1.0
 _UNENDED = "the transition did not end"
 
 
@@ -85,11 +87,11 @@ class LivepatchAttachment(Attachment):
         if not system.wait(self._gone, deadline):
             return Outcome(0, _UNENDED, done=False)
         if self._forced:
-            # klp_free_patch_finish never lets go of such a module.
-            error = system.unload_module(self.module, time.monotonic())
-            return Outcome(error, "unload: it was forced" if error else "")
+            # The kernel may never let go of its module (kernel/livepatch/core.c:
+            # klp_free_patch_finish): no use in waiting long.
+            deadline = min(deadline, time.monotonic() + _FORCED_PATIENCE)
         error = system.unload_module(self.module, deadline)
-        return Outcome(error, "unload" if error else "")
+        return Outcome(error, "unload%s" % (": it was forced" * self._forced) if error else "")
 
     def disable(self, deadline: float, wait: bool) -> Outcome:
         """Writes 0 to ``enabled``; what comes later is that it vanishes from sysfs."""
@@ -110,9 +112,8 @@ class LivepatchAttachment(Attachment):
 
         kernel/livepatch/transition.c: klp_force_transition, klp_transition_work_fn.
         """
-        disabling = livepatches().get(self.module, {}).get("enabled") == 0
         error = system.write(SYSFS + self.module + "/force", "1")
-        self._forced = self._forced or (disabling and not error)
+        self._forced = self._forced or not error
         if error == 0 and not system.wait(lambda: self._settled() or self._gone(), deadline):
             return Outcome(0, _UNENDED, done=False)
         return Outcome(error, "force" if error else "")

@@ -35,40 +35,44 @@ def ftrace_enabled() -> int:
     return int((system.read(FTRACE_ENABLED) or "-1").strip())
 
 
+def attribute(calls: dict[str, dict[str, Any]], everything: Iterable[Seen]) -> None:
+    """Gives each called function a ``seen``: by attachment what that saw of it.
+
+    Hits of a function that nobody called go to all that were: one of them was it.
+    """
+    for result in calls.values():
+        result["seen"] = {}
+    for identity, function, seen in everything:
+        if function in calls:
+            calls[function]["seen"][identity] = seen
+        elif seen["hits"]:
+            for result in calls.values():
+                result["seen"].setdefault(identity, seen)
+
+
 class Observer:
     """Makes observations; ``sources`` may grow."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, sources: list[Counters]) -> None:
         self._caller = caller
+        self._sources = sources
         self.log = system.KernelLog()
-        self.sources: list[Counters] = []
 
-    def observe(
-        self, functions: list[str], context: str, touched: bool = False
-    ) -> dict[str, Any]:
+    def observe(self, functions: list[str], context: str, touched: bool = False) -> dict[str, Any]:
         """Everything there is to see; each function is called once, in that context.
 
         ``touched``: also what was ever there, which grows and grows.
 
-        All are called before anything is read: with ``hits`` an attachment tells of all its
-        functions whether somebody else's call came to it.  What it saw of a function that
-        nobody called is in the ``seen`` of every one that was.
+        All are called before anything is read: where an attachment was hit by the call of
+        another function, it has more ``hits`` than it should.
         """
         enabled = system.read(TRACEFS + "enabled_functions")
         ever = system.read(TRACEFS + "touched_functions") if touched else None
         self._caller.prepare(functions)
-        for source in self.sources:
+        for source in self._sources:
             source.clear()
         calls = self._caller.call(functions, context)
-        for result in calls.values():
-            result["seen"] = {}
-        for source in self.sources:
-            for identity, function, seen in source.seen():
-                if function in calls:
-                    calls[function]["seen"][identity] = seen
-                elif seen["hits"]:
-                    for result in calls.values():
-                        result["seen"].setdefault(identity, seen)
+        attribute(calls, (seen for source in self._sources for seen in source.seen()))
         return {
             "enabled_functions": enabled[:REGISTRY_LIMIT] if enabled is not None else None,
             "touched_functions": ever[:REGISTRY_LIMIT] if ever is not None else None,

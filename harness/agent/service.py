@@ -11,7 +11,7 @@ from . import bpf, observe, system
 from .acts import Acts
 from .attachers import Control
 from .calls import Caller
-from .observe import Observer, Watch
+from .observe import Counters, Observer, Watch
 from .tracers import TRACEFS
 
 TEST_MODULE = "cohabit_funcs"
@@ -54,8 +54,9 @@ class Service:
         self._functions = functions
         self._bpf_source = bpf_source
         caller = Caller(functions)
-        observer = Observer(caller)
-        acts = Acts(functions, caller, observer, patience, reload_bpf)
+        sources: list[Counters] = []
+        observer = Observer(caller, sources)
+        acts = Acts(functions, caller, sources, patience, reload_bpf)
         self._state = caller, observer, acts
         return {
             "release": platform.release(),

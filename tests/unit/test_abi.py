@@ -27,24 +27,30 @@ CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
 
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "cohabit_attach": abi.Attach,
+    "cohabit_modify": abi.Modify,
     "cohabit_stat": abi.Stat,
+    "cohabit_stats": abi.Stats,
+    "cohabit_address": abi.Address,
+    "cohabit_misuse": abi.Misuse,
     "cohabit_info": abi.Info,
     "cohabit_call": abi.Call,
+    "cohabit_calls": abi.Calls,
 }
 TYPES: dict[str, Any] = {"__u32": ctypes.c_uint32, "__u64": ctypes.c_uint64, "char": ctypes.c_char}
-#: Names in Python that have another one in C.
-RENAMED = {"OPS": "KIND_OPS", "IPMODIFY": "KIND_IPMODIFY", "DIRECT": "KIND_DIRECT"}
+#: What an ioctl's argument may be besides a structure: nothing, or a number.
+SIMPLE: dict[str, int] = {"": 0, "__u32": 4}
 
 
 def header_constants() -> dict[str, int]:
     """Each #define of a number, and each enumerator, without its prefix."""
     found = {}
-    for name, value in re.findall(r"^#define COHABIT_(\w+)\s+(\d+)\s*$", CODE, re.MULTILINE):
-        found[name] = int(value)
+    pattern = r"^#define COHABIT_(\w+)\s+(\d+|0x[0-9a-f]+)\s*$"
+    for name, value in re.findall(pattern, CODE, re.MULTILINE):
+        found[name] = int(value, 0)
     for name, bit in re.findall(r"^#define COHABIT_(\w+)\s+\(1u << (\d+)\)", CODE, re.MULTILINE):
         found[name] = 1 << int(bit)
     for name, value in re.findall(r"^\s+COHABIT_(\w+)\s*=\s*(\d+),", CODE, re.MULTILINE):
-        found[RENAMED[name]] = int(value)
+        found[name] = int(value)
     return found
 
 
@@ -56,8 +62,10 @@ def header_fields(structure: str) -> list[tuple[str, str, str]]:
 
 
 def header_ioctls() -> dict[str, tuple[str, int, str]]:
-    """Direction, number and structure of each ioctl."""
-    pattern = r"^#define COHABIT_(IOC_\w+)\s+_(IO|IOR|IOW|IOWR)\('c', (\w+)(?:, struct (\w+))?\)"
+    """Direction, number and argument of each ioctl."""
+    pattern = (
+        r"^#define COHABIT_(IOC_\w+)\s+_(IO|IOR|IOW|IOWR)\('c', (\w+)(?:, (?:struct )?(\w+))?\)"
+    )
     return {
         name: (direction, int(number, 16), structure)
         for name, direction, number, structure in re.findall(pattern, CODE, re.MULTILINE)
@@ -65,17 +73,20 @@ def header_ioctls() -> dict[str, tuple[str, int, str]]:
 
 
 def python_constants() -> dict[str, int]:
-    """All numbers of the module but the ioctls."""
-    return {
+    """All numbers of the module but the ioctls, each misuse under its name in C."""
+    found = {
         name: value
         for name, value in vars(abi).items()
         if name.isupper() and isinstance(value, int) and not name.startswith(("_", "IOC_"))
     }
+    for name, value in abi.MISUSES.items():
+        found["MISUSE_" + name.upper().replace("-", "_")] = value
+    return found
 
 
 def test_constants() -> None:
     constants = header_constants()
-    assert len(constants) >= 15
+    assert len(constants) >= 35
     assert python_constants() == constants
 
 
@@ -84,6 +95,9 @@ def test_the_header_has_nothing_that_was_not_looked_at() -> None:
     looked_at = {f"COHABIT_{n}" for n in (*header_constants(), *header_ioctls())}
     assert defined <= looked_at
     assert set(re.findall(r"^struct (\w+) \{", CODE, re.MULTILINE)) == set(STRUCTURES)
+    enumerators = re.findall(r"^\s+COHABIT_(\w+)\b.*,", CODE, re.MULTILINE)
+    assert enumerators
+    assert set(enumerators) <= set(header_constants())
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -109,31 +123,44 @@ def test_ioctl_numbers() -> None:
     bits = {"IO": 0, "IOW": 1, "IOR": 2, "IOWR": 3}
     expected = {}
     for name, (direction, number, structure) in header_ioctls().items():
-        size = ctypes.sizeof(STRUCTURES[structure]) if structure else 0
+        size = SIMPLE[structure] if structure in SIMPLE else ctypes.sizeof(STRUCTURES[structure])
         expected[name] = bits[direction] << 30 | size << 16 | ord("c") << 8 | number
-    assert len(set(expected.values())) == len(expected) >= 6
+    assert len(set(expected.values())) == len(expected) >= 11
     assert {n: v for n, v in vars(abi).items() if n.startswith("IOC_")} == expected
+
+
+#: How many bodies there are behind a tag.
+BODIES = {
+    "TAG_ORIGINAL": 1,
+    "TAG_LIVEPATCH": abi.LIVEPATCHES,
+    "TAG_IPMODIFY": abi.SLOTS,
+    "TAG_FMOD_RET": abi.FMOD_RETS,
+}
+TAGS = [getattr(abi, name) + slot for name, count in BODIES.items() for slot in range(count)]
 
 
 def test_names_of_bodies_are_those_beside_the_tags() -> None:
     words = dict(re.findall(r"^#define COHABIT_(TAG_\w+)\s+\d+\s+/\* (\S+?):? ", HEADER, re.M))
-    assert len(words) == 6
+    assert set(words) == set(BODIES)
     for name, body in words.items():
-        for slot in range(abi.SLOTS if name == "TAG_IPMODIFY" else 1):
-            tag = getattr(abi, name) + slot
-            assert abi.body_of_tag(tag) == body.replace("<slot>", str(slot))
-    for tag in (0, 6, 7, 16, 255):
+        for slot in range(BODIES[name]):
+            expected = body.replace("<slot>", str(slot)).replace("<letter>", "abcd"[slot % 4])
+            assert abi.body_of_tag(getattr(abi, name) + slot) == expected
+    for tag in sorted({0, *range(300)} - set(TAGS)):
         assert abi.body_of_tag(tag) == f"tag-{tag}"
 
 
 def test_tags_leave_room_for_each_other() -> None:
-    tags = [v for n, v in vars(abi).items() if n.startswith("TAG_") and n != "TAG_IPMODIFY"]
-    assert len(set(tags)) == len(tags)
-    assert max(tags) < abi.TAG_IPMODIFY
+    assert len(set(TAGS)) == len(TAGS)
+    assert len({abi.body_of_tag(tag) for tag in TAGS}) == len(TAGS)
     # A slot is one digit of the body's name, and an errno of ours is none of the kernel's.
     assert abi.SLOTS <= 10
-    assert 133 < abi.ERRNO_BASE < abi.ERRNO_BASE + abi.TAG_IPMODIFY + abi.SLOTS < 512
-    assert max(a.slots for a in ATTACHERS.values()) <= abi.SLOTS
+    assert 133 < abi.ERRNO_BASE < abi.ERRNO_BASE + max(TAGS) < 512
+    assert ATTACHERS["livepatch"].slots <= abi.LIVEPATCHES
+    assert ATTACHERS["fmod_ret"].slots <= abi.FMOD_RETS
+    ours = [a.slots for a in ATTACHERS.values() if a.family or a.name == "ipmodify"]
+    assert ours
+    assert max(ours) <= abi.SLOTS
 
 
 @pytest.mark.parametrize("count", range(abi.MAX_ARGS + 1))
@@ -151,9 +178,30 @@ def test_checksum_tells_swapped_cut_and_missing_arguments(count: int) -> None:
     assert abi.checksum([2**32 - 1] * count) < 2**32
 
 
-def test_sleeping_takes_its_own_argument() -> None:
+def test_sleeping_and_holding_take_their_own_argument() -> None:
     assert abi.arguments(1, may_sleep=True) == [1]
     assert abi.arguments(1, may_sleep=False) != [1]
+    assert abi.arguments(1, may_sleep=False, holds=True) == [0]
+
+
+def test_lanes_are_told_by_their_first_argument() -> None:
+    calls = [abi.arguments(6, may_sleep=False, lane=lane) for lane in range(abi.LANES)]
+    assert all(len(call) == 6 for call in calls)
+    assert [call[0] - abi.LANE_ARG for call in calls] == list(range(abi.LANES))
+    assert len({abi.checksum(call) for call in calls}) == abi.LANES
+    assert {tuple(call[1:]) for call in calls} == {tuple(abi.TEST_ARGS[1:6])}
+    # Nothing else that is called with six arguments is taken for a lane.
+    assert abi.arguments(6, may_sleep=False)[0] < abi.LANE_ARG
+    assert [abi.lane_function(n) for n in (0, 7, 99, 127)] == [
+        "security_cohabit_000", "security_cohabit_007",
+        "security_cohabit_099", "security_cohabit_127",
+    ]  # fmt: skip
+
+
+def test_names_as_attach_wants_them() -> None:
+    longest = "f" * (abi.NAME_LEN - 1)
+    array = abi.names(["cohabit_f0", longest])
+    assert bytes(array) == b"cohabit_f0".ljust(abi.NAME_LEN, b"\0") + longest.encode() + b"\0"
 
 
 PROGRAM = """
@@ -179,9 +227,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler")
-    lines = [f"NUMBER(COHABIT_{n});" for n in (*header_constants(), *header_ioctls())
-             if not n.startswith("KIND_")]  # fmt: skip
-    lines += [f"NUMBER(COHABIT_{name});" for name in RENAMED]
+    lines = [f"NUMBER(COHABIT_{n});" for n in (*header_constants(), *header_ioctls())]
     for structure in STRUCTURES:
         lines.append(f"SIZE({structure});")
         lines += [f"OFFSET({structure}, {field});" for _, field, _ in header_fields(structure)]
@@ -206,10 +252,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def test_compiler_agrees_about_numbers(compiled: dict[str, int]) -> None:
-    c_names = {python: c for c, python in RENAMED.items()}
-    for name, value in vars(abi).items():
-        if name.isupper() and isinstance(value, int) and not name.startswith("_"):
-            assert compiled[f"COHABIT_{c_names.get(name, name)}"] == value, name
+    numbers = python_constants() | {n: v for n, v in vars(abi).items() if n.startswith("IOC_")}
+    for name, value in numbers.items():
+        assert compiled[f"COHABIT_{name}"] == value, name
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -41,24 +41,66 @@ def c_table() -> dict[str, tuple[int, str, str]]:
     return {name: (int(nr), where, kind) for name, nr, where, kind in rows}
 
 
+def c_lanes() -> list[str]:
+    """The functions that COHABIT_ALL_LANES of bodies.h makes, in its order."""
+    prefix = macro(BODIES, "COHABIT_LANE_PREFIX").strip('"')
+    tens = re.findall(r"X\(tens##(\d)\)", macro(BODIES, "COHABIT_TEN_LANES"))
+    parts = re.findall(
+        r"COHABIT_TEN_LANES\(X, (\d+)\)|X\((\d+)\)", macro(BODIES, "COHABIT_ALL_LANES")
+    )
+    numbers: list[str] = []
+    for ten, single in parts:
+        numbers += [ten + digit for digit in tens] if ten else [single]
+    return [prefix + number for number in numbers]
+
+
 TABLE = c_table()
-KINDS = {"text": ("text", False), "errno": ("errno", False), "test": ("tag", False),
-         "sleep": ("tag", True)}  # fmt: skip
+LANES = [f.name for f in FUNCTIONS.values() if f.lane is not None]
+#: Kinds of bodies: how each is witnessed, whether it sleeps, whether it can be held.
+KINDS = {
+    "text": ("text", False, False),
+    "errno": ("errno", False, False),
+    "test": ("tag", False, False),
+    "sleep": ("tag", True, False),
+    "hold": ("tag", False, True),
+}
 
 
 def test_both_tables_have_the_same_functions() -> None:
-    assert list(TABLE) == list(FUNCTIONS)
+    assert [*TABLE, *LANES] == list(FUNCTIONS)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=lambda f: f.name)
-def test_both_tables_say_the_same(function: Function) -> None:
-    count, where, kind = TABLE[function.name]
+@pytest.mark.parametrize("name", TABLE)
+def test_both_tables_say_the_same(name: str) -> None:
+    function = FUNCTIONS[name]
+    count, where, kind = TABLE[name]
     assert count == function.nr_args
     assert where == (function.module or "vmlinux")
-    assert KINDS[kind] == (function.witnessed, function.may_sleep)
+    assert KINDS[kind] == (function.witnessed, function.may_sleep, function.holds)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lanes() -> None:
+    assert LANES == c_lanes() == [abi.lane_function(n) for n in range(abi.LANES)]
+    for number, name in enumerate(LANES):
+        assert FUNCTIONS[name] == Function(
+            name, 6, "ioctl", "tag", module=TEST_MODULE, fmod_ret=True, lane=number
+        )
+
+
+def test_lanes_in_c() -> None:
+    """All alike: one type and one body, whose arguments are those of cohabit_f6."""
+    assert int(macro(BODIES, "COHABIT_LANE_ARGS")) == 6
+    assert macro(BODIES, "COHABIT_ARGS_lane") == macro(BODIES, "COHABIT_ARGS_cohabit_f6")
+    functions = source("functions.c")
+    assert "COHABIT_ALL_LANES(LANE)" in functions
+    assert 'COHABIT_BODY_test(6, "original", COHABIT_TAG_ORIGINAL)' in macro(functions, "LANE")
+    assert "BODIES(lane, 6, cohabit_funcs, test)" in source("bodies.c")
+    livepatch = source("livepatch.c")
+    assert "BODY(lane, 6, cohabit_funcs, test)" in livepatch
+    assert "{ COHABIT_ALL_LANES(LANE_NAME) }" in livepatch
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_arguments_in_c(name: str) -> None:
     count, _, kind = TABLE[name]
     parameters = macro(BODIES, f"COHABIT_ARGS_{name}")
@@ -68,7 +110,7 @@ def test_arguments_in_c(name: str) -> None:
     assert len(parameters.split(",")) == count
     names = [p.split()[-1].lstrip("*") for p in parameters.split(",")]
     assert len(set(names)) == count
-    if kind in ("test", "sleep"):
+    if kind in ("test", "sleep", "hold"):
         assert names == [f"a{n}" for n in range(count)]
     if kind == "text":
         assert names[0] == "m"  # COHABIT_BODY_text prints into it
@@ -83,7 +125,7 @@ def test_each_kind_has_a_body_and_a_return_type(kind: str) -> None:
 def test_bodies_tell_themselves_as_the_agent_reads_them() -> None:
     assert '"cohabit: %s\\n", text' in macro(BODIES, "COHABIT_BODY_text")
     assert "return -(COHABIT_ERRNO_BASE + (tag))" in macro(BODIES, "COHABIT_BODY_errno")
-    for kind in ("test", "sleep"):
+    for kind in ("test", "sleep", "hold"):
         assert "return COHABIT_RESULT(tag, COHABIT_SUM_##nr)" in macro(
             BODIES, f"COHABIT_BODY_{kind}"
         )
@@ -104,21 +146,37 @@ def test_checksum_in_c_is_the_one_in_python(count: int) -> None:
     assert eval(expression, {"__builtins__": {}}, values) & 0xFFFFFFFF == abi.checksum(args)
 
 
+def test_only_the_original_waits() -> None:
+    assert "COHABIT_HOLD(a0)" in macro(BODIES, "COHABIT_BODY_hold")
+    assert "#ifndef COHABIT_HOLD\n#define COHABIT_HOLD(wait)\tdo { } while (0)\n#endif" in BODIES
+    defining = [p.name for p in KMODS.glob("*.c") if "#define COHABIT_HOLD(" in source(p.name)]
+    assert defining == ["functions.c"]
+
+
 def test_callers_pass_all_arguments() -> None:
-    text = source("cohabit_funcs.c")
-    for count in {f.nr_args for f in FUNCTIONS.values() if f.module == TEST_MODULE}:
+    text = source("functions.c")
+    types = {0: "void"}
+    for count in sorted({f.nr_args for f in FUNCTIONS.values() if f.module == TEST_MODULE}):
         found = re.search(rf"^#define PASS_{count}\b(.*)$", text, re.MULTILINE)
         assert found
         words = [word.strip() for word in found[1].split(",") if word.strip()]
         assert words == [f"a[{n}]" for n in range(count)]
-    for entry in ("TEST_FUNCTION", "CALLER", "CALLER_ENTRY"):
+        expression = macro(text, f"TYPE_{count}")
+        for known, expansion in types.items():
+            expression = expression.replace(f"TYPE_{known}", expansion)
+        types[count] = expression
+        assert expression == (", ".join(["u64"] * count) or "void")
+        assert re.search(rf"^CALLER\({count}\)$", text, re.MULTILINE)
+    for entry in ("TEST_FUNCTION", "FUNCTION_ENTRY"):
         assert f"COHABIT_TEST_FUNCTIONS({entry})" in text
+    assert "COHABIT_ALL_LANES(LANE_ENTRY)" in text
+    assert macro(text, "FUNCTION_ENTRY").startswith("{ #name, name, call_##nr,")
 
 
 def test_ipmodify_has_a_body_for_each_function_and_slot() -> None:
     text = source("bodies.c")
     assert "COHABIT_FUNCTIONS(BODIES)" in text
-    assert "COHABIT_FUNCTIONS(ENTRY_OF)" in text
+    assert "COHABIT_FUNCTIONS(ELEMENT_OF)" in text
     slots = [str(slot) for slot in range(ATTACHERS["ipmodify"].slots)]
     assert re.findall(r"SLOT_BODY\((\d), name, nr, kind\)", macro(text, "BODIES")) == slots
     assert re.findall(r"cohabit_ipmodify_(\d)_##name", macro(text, "ENTRY_OF")) == slots
@@ -127,12 +185,14 @@ def test_ipmodify_has_a_body_for_each_function_and_slot() -> None:
     assert "COHABIT_TAG_IPMODIFY + slot" in body
 
 
-@pytest.mark.parametrize("letter", "ab")
-def test_livepatches_have_a_body_for_each_function(letter: str) -> None:
+@pytest.mark.parametrize("slot", range(abi.LIVEPATCHES))
+def test_livepatches_have_a_body_for_each_function(slot: int) -> None:
+    letter = "abcd"[slot]
     text = source(f"cohabit_klp_{letter}.c")
-    tag = macro(text, "COHABIT_KLP_TAG").removeprefix("COHABIT_")
-    assert macro(text, "COHABIT_KLP_BODY") == f'"{abi.body_of_tag(getattr(abi, tag))}"'
-    assert abi.body_of_tag(getattr(abi, tag)) == f"livepatch-{letter}"
+    assert macro(text, "COHABIT_KLP_TAG") == f"(COHABIT_TAG_LIVEPATCH + {slot})"
+    assert macro(text, "COHABIT_KLP_BODY") == f'"{abi.body_of_tag(abi.TAG_LIVEPATCH + slot)}"'
+    assert abi.body_of_tag(abi.TAG_LIVEPATCH + slot) == f"livepatch-{letter}"
+    assert f"cohabit_klp_{letter}.o" in (KMODS / "Kbuild").read_text(encoding="utf-8")
     shared = source("livepatch.c")
     assert '#include "livepatch.c"' in text
     assert "COHABIT_FUNCTIONS(BODY)" in shared
@@ -141,7 +201,14 @@ def test_livepatches_have_a_body_for_each_function(letter: str) -> None:
 
 def test_there_are_as_many_livepatches_as_slots() -> None:
     found = sorted(path.name for path in KMODS.glob("cohabit_klp_?.c"))
-    assert len(found) == ATTACHERS["livepatch"].slots
+    assert len(found) == abi.LIVEPATCHES == ATTACHERS["livepatch"].slots
+
+
+def test_there_are_as_many_trampolines_as_direct_uses() -> None:
+    numbers = [str(n) for n in range(2 * abi.SLOTS)]
+    direct = source("direct.c")
+    assert re.findall(r"X\((\d+)\)", macro(direct, "COHABIT_TRAMPS")) == numbers
+    assert re.findall(r"^TRAMP\((\d+)\)$", source("direct_x86.S"), re.MULTILINE) == numbers
 
 
 def test_bpf_records_as_many_arguments_as_there_are() -> None:
