@@ -18,6 +18,7 @@ from harness.kernels import selftests
 from harness.kernels.model import Kernel
 from harness.kernels.selftests import Selftests
 from harness.policy import profile
+from harness.run.programs import Programs
 from harness.run.record import Record
 from harness.run.schedule import Schedule, Work
 from harness.run.selftests import Rate
@@ -125,7 +126,12 @@ def run(args: argparse.Namespace) -> int:
 
         scenarios = catalogue.select(args.scenarios)
         say(f"{len(scenarios)} scenarios, one VM")
-        Schedule([Work(kernel.release, chosen, make, scenarios)], record, 1).run()
+        Schedule(
+            [Work(kernel.release, chosen, make, scenarios)],
+            record,
+            1,
+            programs=Programs(setup.store.state),
+        ).run()
         rate = _rate(setup, kernel, machine, theirs, record) if theirs else None
     _, program = setup.accelerator(kernel)
     version = ".".join(str(part) for part in program.version)
@@ -181,6 +187,6 @@ def _rate(
 def _boot(setup: Setup, kernel: Kernel, chosen: profile.Profile, record: Record, name: str) -> None:
     target = setup.target(kernel, record.console(name))
     try:
-        Session(target, name, kernel.release, chosen, record).start()
+        Session(target, name, kernel.release, chosen, record, Programs()).start()
     finally:
         target.stop()

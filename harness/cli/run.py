@@ -21,6 +21,7 @@ from harness.policy import profile
 from harness.report import html, jsonout, junit, ktap, text
 from harness.report.model import RunModel, exit_status
 from harness.report.progress import Progress
+from harness.run.programs import Programs
 from harness.run.record import FORMAT, Record, new_directory
 from harness.run.schedule import Schedule, Work
 from harness.scenario import catalogue
@@ -37,6 +38,7 @@ EXAMPLES = """examples:
                                                  on two kernels, and what differs between them
   cohabit run --kernel debian:5.10 --profile v6.1
                                                  hold an old kernel to a newer policy
+  cohabit run pairs triples                      both matrices, all orders
   cohabit run --replay found.json                a scenario from a file
 """
 
@@ -52,7 +54,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help="names or globs (`cohabit list`)"
+        "scenarios",
+        nargs="*",
+        metavar="SCENARIO",
+        help="names or globs (`cohabit list`), or a whole set: pairs, triples",
     )
     parser.add_argument(
         "--kernel", action="append", metavar="REF",
@@ -188,7 +193,8 @@ def run(args: argparse.Namespace) -> int:
         interrupted = False
         try:
             works = _works(setup, references, scenarios, args.profile, record)
-            Schedule(works, record, jobs, args.together).run()
+            programs = Programs(setup.store.state)
+            Schedule(works, record, jobs, args.together, programs).run()
         except KeyboardInterrupt:
             interrupted = True
         model = progress.model

@@ -189,7 +189,8 @@ class Company:
         if isinstance(step, Detach):
             # Those of members that have dropped out leave too.
             ids = [a.id for a in before.attached if self._names.get(a.id, a.id) == json["id"]]
-            steps += [Detach(i) for i in ids if i not in {one.id for one in steps}]
+            leaving = {one.id for one in steps if isinstance(one, Detach)}
+            steps += [Detach(i) for i in ids if i not in leaving]
         expected: Act | None = None
         for one in steps:
             act, self.state = transition(self.state, one, self.profile, slot)

@@ -16,6 +16,7 @@ from harness.scenario.steps import Scenario
 from harness.target.protocol import Target, TargetAbortedError
 
 from .company import Member
+from .programs import Programs
 from .record import Record
 from .requirements import needs_compiler
 from .session import AccidentError, PoisonedError, RegroupError, Session
@@ -62,14 +63,20 @@ class Work:
 class Schedule:
     """Runs all work with ``jobs`` VMs at a time, on threads; the record has the outcome.
 
-    ``side_by_side``: how many scenarios may share a kernel at a time.
+    ``side_by_side``: how many scenarios may share a kernel at a time; ``programs``:
+    compiled BPF programs of an earlier run.
 
     ``run`` returns when everything was run or ``stop`` was called; ``stop`` is
     safe from any thread.
     """
 
     def __init__(
-        self, works: Sequence[Work], record: Record, jobs: int, side_by_side: int = LANES
+        self,
+        works: Sequence[Work],
+        record: Record,
+        jobs: int,
+        side_by_side: int = LANES,
+        programs: Programs | None = None,
     ) -> None:
         self._works = works
         self._record = record
@@ -81,8 +88,7 @@ class Schedule:
         self._targets: dict[str, Target] = {}
         self._vms = 0
         self._groups = 0
-        #: BPF programs as the first VM's compiler made them: the same on every kernel.
-        self._programs: dict[str, str] = {}
+        self._programs = programs or Programs()
         self._errors: list[BaseException] = []
         for work in works:
             work.queue.extend(Job(scenario) for scenario in work.scenarios)
@@ -158,7 +164,7 @@ class Schedule:
             # Those that cost their VM wait for their turn.
             lasting = [job for job in work.queue if not job.scenario.ends_vm]
             jobs = lasting or list(work.queue)
-            ready = session.compiled or bool(self._programs)
+            ready = session.compiled or self._programs.there
             first = next((j for j in jobs if needs_compiler(j.scenario) == ready), None)
             if first is None:
                 if not ready and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
@@ -198,9 +204,7 @@ class Schedule:
             name = f"vm{self._vms}"
             self._vms += 1
         target = work.make(name)
-        session = Session(
-            target, name, work.kernel, work.profile, self._record, self._programs
-        )
+        session = Session(target, name, work.kernel, work.profile, self._record, self._programs)
         with self._lock:
             self._targets[name] = target
         end: dict[str, Any] = {"reason": "done"}

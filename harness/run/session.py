@@ -7,7 +7,6 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.errors import InfraError
@@ -20,6 +19,7 @@ from harness.scenario.functions import FUNCTIONS
 from harness.target.protocol import Target, TargetGoneError, TargetSilentError
 
 from .company import Company, Member, SharedTroubleError
+from .programs import SOURCE, Programs
 from .record import Record
 from .requirements import needs_compiler, skip_reason
 
@@ -31,8 +31,6 @@ COMPILE_TIMEOUT = 12.0
 ACT_TIMEOUT = 0.5
 #: What the kernel has for what it does by itself (a livepatch transition).
 PATIENCE = 3.0
-
-_BPF_SOURCE = Path(__file__).resolve().parents[2] / "bpf_progs" / "attach.bpf.c"
 
 
 @dataclass
@@ -86,8 +84,7 @@ class Session:
 
     ``start`` and ``run`` raise AccidentError when the target is lost, PoisonedError
     when it must not be used any more; the events are written by then.  ``programs``:
-    compiled BPF programs, which all sessions of a run share; empty until the first
-    has compiled them.
+    compiled BPF programs, which all sessions share once the first has compiled them.
     """
 
     def __init__(
@@ -97,7 +94,7 @@ class Session:
         kernel: str,
         profile: Profile,
         record: Record,
-        programs: dict[str, str],
+        programs: Programs,
     ) -> None:
         self._target = target
         self.vm = vm
@@ -130,7 +127,7 @@ class Session:
                 BOOT_TIMEOUT,
                 op="hello",
                 functions={n: dataclasses.asdict(f) for n, f in FUNCTIONS.items()},
-                bpf_source=_BPF_SOURCE.read_text(encoding="utf-8"),
+                bpf_source=SOURCE.read_text(encoding="utf-8"),
                 patience=PATIENCE * self._target.slowdown,
                 # Before 5.13 a program can be attached once in its life, and a
                 # refused one not even that (commit f3a95075549e).
@@ -158,8 +155,8 @@ class Session:
 
     def _compile(self) -> None:
         # Only the source decides what comes of it, so one VM's compiler is enough.
-        reply = self._request(COMPILE_TIMEOUT, op="compile", programs=self._programs or None)
-        self._programs.update(reply["programs"])
+        reply = self._request(COMPILE_TIMEOUT, op="compile", programs=self._programs.get())
+        self._programs.put(reply["programs"])
         self.compiled = True
 
     @property

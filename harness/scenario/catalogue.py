@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from harness.errors import UsageError
 
@@ -75,8 +75,16 @@ def _endings_last(scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
     return tuple(sorted(scenarios, key=lambda s: s.ends_vm))
 
 
+#: Whole sets, by a name that no scenario has.
+SETS: dict[str, Callable[[], Iterable[Scenario]]] = {
+    "pairs": matrix.pairs,
+    "triples": matrix.triples,
+}
+
+
 def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
-    """Scenarios by name or glob, in the catalogue's order; all where none is named.
+    """Scenarios by name or glob, or by the name of a set, in the catalogue's order; all where
+    none is named.
 
     A name is looked for among the default ones, and where it matches none of them
     (or ``whole``) in the whole catalogue.  Raises UsageError for one that matches
@@ -86,12 +94,17 @@ def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
     first = known if whole else default()
     chosen: set[str] = set()
     for name in names or ["*"]:
+        if name in SETS:
+            chosen |= {s.name for s in SETS[name]()}
+            continue
         matching = _matching(first, name) or _matching(known, name)
         if not matching:
             close = [s.name for s in known if name.strip("*?") in s.name][:5]
             raise UsageError(
                 f"no scenario is called {name!r}",
-                f"near it: {', '.join(close)}" if close else "`cohabit list` shows them all",
+                f"near it: {', '.join(close)}"
+                if close
+                else f"`cohabit list` shows them all; {' and '.join(SETS)} are whole sets",
             )
         chosen |= matching
     return tuple(s for s in known if s.name in chosen)

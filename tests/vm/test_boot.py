@@ -13,6 +13,7 @@ from conftest import Warm
 from world import World, of_type, verdicts
 
 from harness.policy import profile
+from harness.run.programs import Programs
 from harness.run.record import Record
 from harness.run.session import AccidentError, Session
 from harness.target.vm import VmTarget
@@ -85,7 +86,7 @@ def test_guest_that_does_nothing(
     target = Hurried(machine, "", tmp_path / "console")
     chosen = profile.choose(warm.kernel.release, warm.kernel.config)
     with Record(tmp_path / "record") as record:
-        session = Session(target, "vm0", warm.kernel.release, chosen, record)
+        session = Session(target, "vm0", warm.kernel.release, chosen, record, Programs())
         try:
             with pytest.raises(AccidentError) as caught:
                 session.start()
