@@ -128,10 +128,10 @@ def _tell_direct(state: State, mover: Attached, what: int, profile: Profile) -> 
         return state
     if profile.semantics.direct_is_ipmodify or not (mover.kind.ipmodify or mover.kind.posts):
         return state
-    if mover.kind.posts and state.post_armed - set(mover.functions):
-        # Only the first is registered, and only the last unregistered.
-        if profile.has("peers-asked-at-registration"):
-            return state
+    # Of all kprobes only the first is registered, and only the last unregistered.
+    others = mover.kind.posts and state.post_armed - set(mover.functions)
+    if others and profile.has("peers-asked-at-registration"):
+        return state
     flag = profile.semantics.share_is_flag
     for other in state.attached:
         if not other.kind.agrees or other.kind.bpf or other.id == mover.id or other.sharing:
@@ -173,9 +173,7 @@ def record_state(state: State, function: str, profile: Profile) -> RecordState:
     form = profile.form
     count = len(ops.keys(state, function, profile))
     # Whether a direct call that counts as IPMODIFY also shows it is a matter of form.
-    ipmodify = any(
-        ops.is_ipmodify(a, function, state, profile) for a in here if not a.kind.direct
-    )
+    ipmodify = any(ops.is_ipmodify(a, function, state, profile) for a in here if not a.kind.direct)
     direct = any(a.kind.direct for a in here)
     regs = any(ops.saves_regs(a, profile) for a in here)
     if state.unloaded and FUNCTIONS[function].module:

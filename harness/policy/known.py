@@ -15,8 +15,10 @@ from .profile import Version
 
 @dataclass(frozen=True)
 class Contradiction:
-    """The first witness that contradicts, as in harness/oracle.py: Mismatch."""
+    """The first witness that contradicts, as in harness/oracle.py: Mismatch, and the step that
+    it does so after: what is done, and for an attach the attacher."""
 
+    step: str
     witness: str
     expected: str
     seen: str
@@ -67,7 +69,7 @@ KNOWN: tuple[Known, ...] = (
         "docs/findings/kprobe-arm-lost.md",
         first=(7, 2),
         last=(7, 3),
-        contradiction=Contradiction("errno", "EBUSY (16)", "0"),
+        contradiction=Contradiction("attach kprobe-post", "errno", "EBUSY (16)", "0"),
     ),
     Known(
         "kprobe-arm-lost",
@@ -75,7 +77,7 @@ KNOWN: tuple[Known, ...] = (
         "docs/findings/kprobe-arm-lost.md",
         first=(7, 2),
         last=(7, 3),
-        contradiction=Contradiction("errno", "EXDEV (18)", "0"),
+        contradiction=Contradiction("attach kprobe-post", "errno", "EXDEV (18)", "0"),
     ),
     Known(
         "kprobe-module-gone",
@@ -84,7 +86,7 @@ KNOWN: tuple[Known, ...] = (
         first=(5, 10),
         last=(6, 0),
         report="ftrace_module_enable",
-        contradiction=Contradiction("registry", "-", "R"),
+        contradiction=Contradiction("detach", "registry", "-", "R"),
     ),
     Known(
         "direct-module-gone",
@@ -93,7 +95,7 @@ KNOWN: tuple[Known, ...] = (
         first=(5, 10),
         last=(5, 15),
         report="ftrace_module_enable",
-        contradiction=Contradiction("errno", "0", "ENODEV (19)"),
+        contradiction=Contradiction("detach", "errno", "0", "ENODEV (19)"),
     ),
 )
 

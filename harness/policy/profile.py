@@ -110,7 +110,7 @@ _SEMANTICS: dict[str, tuple[tuple[Version, object], ...]] = {
     "bpf_after_direct": (((5, 5), errno.EBUSY), ((7, 0), errno.EINVAL)),
     "disabling": (((5, 5), 0), ((7, 3), errno.EOPNOTSUPP)),
     "trampoline_args": (((5, 5), 6), ((6, 6), 12)),
-    "trampoline_links": (((5, 5), 40), ((6, 0), 38)),
+    "trampoline_links": (((5, 5), 40), ((6, 0), 38), ((7, 2), 36)),
     "force_pins": (((5, 5), True), ((5, 12), False)),
     "multi_pins": (((5, 5), False), ((6, 3), True)),
     "graph_follows_ip": (((5, 5), True), ((5, 16), False)),

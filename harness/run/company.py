@@ -40,6 +40,8 @@ class Member:
     attempt: int = 1
     prefix: str = ""
     mismatches: tuple[Mismatch, ...] = ()
+    #: The step that they contradict, as known differences have it.
+    failed: str = ""
     last: Prediction | None = None
 
     def step(self, index: int) -> Step:
@@ -277,6 +279,8 @@ class Company:
                     found += shared
                 # Each of them has to be seen alone.
                 member.mismatches = () if nobodys else tuple(found)
+                if member.mismatches:
+                    member.failed = _named(member.step(index))
                 self.record.event(
                     "step_end",
                     scenario=member.identity,
@@ -332,3 +336,9 @@ class Company:
             return str(reply["enabled_functions"] or "")
         records = (seen.record(f) for f in member.scenario.functions)
         return "\n".join(r.raw for r in records if r)
+
+
+def _named(step: Step) -> str:
+    """What a step does, and for an attach with what."""
+    data = step.to_json()
+    return f"{data['do']} {data.get('attacher', '')}".strip()

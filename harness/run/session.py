@@ -283,7 +283,7 @@ class Session:
     def _failed(self, member: Member) -> None:
         """Ends a scenario that a witness contradicted in."""
         first = member.mismatches[0]
-        seen = known.Contradiction(first.witness, first.expected, first.seen)
+        seen = known.Contradiction(member.failed, first.witness, first.expected, first.seen)
         version = release_version(self._kernel)
         if found := known.of_contradiction(member.scenario.name, version, seen):
             self._end(member, "XFAIL", f"{first} ({found.page})", xfail=found.name)

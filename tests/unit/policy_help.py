@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from harness.policy.predict import Prediction, applies, predict
+from dataclasses import replace
+
+from harness.policy.predict import Prediction, RecordPrediction, applies, predict
 from harness.policy.profile import NAMED, Profile, choose
 from harness.policy.state import State
 from harness.scenario.steps import FTRACE_ENABLED, Attach, Step, Write
@@ -31,9 +33,14 @@ def run(
     return found, state
 
 
+def on(identity: str, attacher: str, *functions: str, again: bool = False) -> Attach:
+    """One attach step, to F if nothing else is said."""
+    return Attach(identity, attacher, functions or (F,), unless_attached=again)
+
+
 def attach(*attachers: str, function: str = F) -> list[Step]:
     """Attach steps with the ids a, b, c ..."""
-    return [Attach(chr(ord("a") + i), kind, function) for i, kind in enumerate(attachers)]
+    return [on(chr(ord("a") + i), kind, function) for i, kind in enumerate(attachers)]
 
 
 def outcome(profile: Profile, first: str, second: str) -> tuple[int, str]:
@@ -42,3 +49,17 @@ def outcome(profile: Profile, first: str, second: str) -> tuple[int, str]:
     assert found[0].errno == (0,)
     assert len(found[1].errno) == 1
     return found[1].errno[0], found[1].rule.name
+
+
+def untold(state: State) -> State:
+    """The state without what direct calls were told, which also a refused attach changes."""
+    attached = tuple(replace(a, shares=(0, 0, 0), sharing=False) for a in state.attached)
+    return replace(state, attached=attached)
+
+
+def shown(record: RecordPrediction | None) -> tuple[int, str] | None:
+    """Count and flags of a record, in the registry's order of letters."""
+    if record is None:
+        return None
+    assert record.flags <= set("RPIDM")
+    return record.count, "".join(letter for letter in "RPIDM" if letter in record.flags)

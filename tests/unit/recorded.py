@@ -14,7 +14,8 @@ from harness.policy.attachers import ATTACHERS
 from harness.policy.profile import Profile, choose
 from harness.policy.state import State
 from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import Scenario, Step, scenario_from_json, step_from_json
+from harness.scenario.parse import scenario_from_json, step_from_json
+from harness.scenario.steps import Scenario, Step
 
 RUNS = Path(__file__).resolve().parents[1] / "data" / "runs"
 #: What the attachers saw where nobody knows what it must be (pointers, flags).
@@ -31,7 +32,7 @@ class Recorded:
     verdict: str = ""
     steps: list[tuple[int, Step, dict[str, Any]]] = field(default_factory=list)
     predicted: list[dict[str, Any]] = field(default_factory=list)
-    _attachers: dict[str, str] = field(default_factory=dict)
+    _attachers: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -51,7 +52,7 @@ class Recorded:
         if event["type"] == "step_start":
             step = event["step"]
             if step["do"] == "attach":
-                self._attachers[step["id"]] = step["attacher"]
+                self._attachers[step["id"]] = (step["attacher"], step["slot"])
             self.steps.append((event["index"], step_from_json(step), {}))
             self.predicted.append(event["predicted"])
         elif event["type"] == "step_end":
@@ -60,7 +61,7 @@ class Recorded:
             self.verdict = event["verdict"]
 
     def _reply(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """harness/agent/service.py: do_step."""
+        """What the agent said: of the one act (harness/agent/acts.py) and of what was seen."""
         seen = event["observed"]
         return {
             "errno": seen["errno"],
@@ -81,14 +82,27 @@ class Recorded:
             args = SOME_ARGS[: target.nr_args]
         seen: dict[str, Any] = {}
         for identity, hits in behaviour["hits"].items():
-            attacher = self._attachers[identity]
+            attacher, slot = self._attachers[identity]
             stat: dict[str, Any] = {"hits": hits, "others": 0, "args": list(args) if hits else []}
             if attacher == "fexit":
                 # The program records 64 bits, whatever the function's type.
-                stat["ret"] = (behaviour["ret"] or 0) & (1 << 64) - 1
+                ret = behaviour["ret"] or 0
+                stat["ret"] = _RETURNED.get(ret, ret) & (1 << 64) - 1
+            if attacher.startswith("direct"):
+                stat["via"] = slot
             seen[identity] = stat
             assert ATTACHERS[attacher].counts
-        return {"body": behaviour["body"], "seen": seen}
+        return {"body": body(behaviour["body"]), "seen": seen}
+
+
+#: What fmod_ret programs returned then, and what they return now (abi.TAG_FMOD_RET).
+_RETURNED = {-204: -216, -205: -217}
+
+
+def body(name: str) -> str:
+    """A body's name; fmod_ret programs had letters when these were recorded, as livepatches do."""
+    kind, _, which = name.partition("-")
+    return f"{kind}-{'ab'.index(which)}" if kind == "fmod_ret" else name
 
 
 def recorded(run: str) -> list[Recorded]:

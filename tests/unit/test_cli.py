@@ -26,7 +26,7 @@ from harness.cli.run import chosen
 from harness.kernels import references
 from harness.policy import profile
 from harness.scenario import catalogue
-from harness.scenario.steps import scenario_from_json
+from harness.scenario.parse import scenario_from_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ("run", "list", "report", "kernels", "shell", "doctor", "bench", "test", "completion")

@@ -19,7 +19,8 @@ from harness.policy.known import KNOWN
 from harness.policy.predict import applies, predict
 from harness.policy.state import State
 from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import Scenario, scenario_from_json
+from harness.scenario.parse import scenario_from_json
+from harness.scenario.steps import Scenario
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"

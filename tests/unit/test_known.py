@@ -9,18 +9,28 @@ from pathlib import Path
 import pytest
 from recorded import everything
 
-from harness.policy.known import KNOWN, Known, explanation
+from harness.policy import known
+from harness.policy.known import KNOWN, Contradiction, Known
 from harness.policy.profile import Version, release_version
 from harness.scenario import catalogue
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STALE = "ops-regs/ftrace_enabled:detach-while-off/then:ops"
 SPLAT = "WARNING: CPU: 0 PID: 168 at kernel/trace/ftrace.c:3180 ftrace_shutdown.part.0+0x19e/0x1e0"
+BOTH = Known(
+    "n",
+    ("a*", "b?"),
+    "page",
+    (6, 1),
+    (6, 12),
+    "text",
+    Contradiction("detach", "errno", "0", "EBUSY (16)"),
+)
 
 
 @pytest.mark.parametrize("version", [(5, 10), (6, 1), (6, 12), (7, 2)])
 def test_explained(version: Version) -> None:
-    found = explanation(STALE, version, SPLAT)
+    found = known.of_report(STALE, version, SPLAT)
     assert found is not None
     assert found.name == "stale-regs"
 
@@ -37,29 +47,63 @@ def test_explained(version: Version) -> None:
     ],
 )
 def test_not_explained(scenario: str, version: Version, title: str) -> None:
-    assert explanation(scenario, version, title) is None
+    assert known.of_report(scenario, version, title) is None
 
 
 def test_bounds_are_inclusive() -> None:
-    known = Known("n", "a*", "text", "page", first=(6, 1), last=(6, 12))
-    assert [known.explains("ab", (6, minor), "some text") for minor in (0, 1, 12, 13)] == [
+    assert [BOTH.concerns("ab", (6, minor)) for minor in (0, 1, 12, 13)] == [
         False, True, True, False,
+    ]  # fmt: skip
+    names = ("a", "ab", "b", "bc", "bcd", "ca")
+    assert [BOTH.concerns(name, (6, 1)) for name in names] == [
+        True, True, False, True, False, False,
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda k: k.name)
-def test_each_has_a_page_scenarios_and_a_range(known: Known) -> None:
-    page = REPOSITORY / known.page
+def test_by_report_or_by_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = Known("r", ("*",), "page", (6, 1), (6, 12), "other")
+    contradicts = Known(
+        "c", ("*",), "page", (6, 1), (6, 12), contradiction=Contradiction("call", "log", "a", "b")
+    )
+    monkeypatch.setattr(known, "KNOWN", (BOTH, reports, contradicts))
+    version = (6, 12)
+    assert known.of_report("ab", version, "WARNING: text") is BOTH
+    assert known.of_report("xy", version, "some other text") is reports
+    assert known.of_report("xy", version, "WARNING: text") is None
+    # What has no report explains none, whatever its title.
+    assert known.of_report("xy", version, "") is None
+    seen = BOTH.contradiction
+    assert seen is not None
+    assert known.of_contradiction("ab", version, seen) is BOTH
+    assert known.of_contradiction("xy", version, seen) is None
+    assert (
+        known.of_contradiction("xy", version, Contradiction("call", "log", "a", "b")) is contradicts
+    )
+    assert known.of_contradiction("xy", (6, 13), Contradiction("call", "log", "a", "b")) is None
+    for other in (
+        ("attach ops", "errno", "0", "EBUSY (16)"),
+        ("detach", "log", "0", "EBUSY (16)"),
+        ("detach", "errno", "1", "EBUSY (16)"),
+        ("detach", "errno", "0", "0"),
+    ):
+        assert known.of_contradiction("ab", version, Contradiction(*other)) is None
+
+
+@pytest.mark.parametrize("entry", KNOWN, ids=lambda k: f"{k.name}-{k.scenarios[0]}")
+def test_each_has_a_page_scenarios_and_a_range(entry: Known) -> None:
+    page = REPOSITORY / entry.page
     assert page.parent == REPOSITORY / "docs" / "findings"
-    assert page.is_file(), f"{known.page} is to be written"
-    assert known.name == page.stem
-    assert known.first <= known.last
+    assert entry.name == page.stem
+    assert entry.first <= entry.last
+    assert entry.report or entry.contradiction
     names = [s.name for s in catalogue.everything()]
-    assert fnmatch.filter(names, known.scenarios), "it explains no scenario that there is"
+    for glob in entry.scenarios:
+        assert fnmatch.filter(names, glob), "it explains no scenario that there is"
+    assert page.is_file(), f"{entry.page} is to be written"
 
 
-def test_names_are_unique() -> None:
-    assert len({k.name for k in KNOWN}) == len(KNOWN)
+def test_no_entry_is_there_twice() -> None:
+    assert len({(k.name, k.scenarios, k.contradiction) for k in KNOWN}) == len(KNOWN)
 
 
 def test_recorded_report_is_explained() -> None:
@@ -67,4 +111,5 @@ def test_recorded_report_is_explained() -> None:
     titles = [r["text"] for _, _, reply in run.steps for r in reply["log"]
               if r["text"].startswith("WARNING")]  # fmt: skip
     assert titles == [SPLAT]
-    assert explanation(run.scenario.name, release_version(run.kernel), titles[0]) is not None
+    version = release_version(run.kernel)
+    assert known.of_report(run.scenario.name, version, titles[0]) is not None

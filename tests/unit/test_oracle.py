@@ -10,11 +10,26 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from obedient import Obedient
+from policy_help import V6_12, V7_2, on
 from recorded import Recorded, everything
 
-from harness.oracle import Mismatch, Observation, compare, errno_text, observation
+from harness.oracle import (
+    Mismatch,
+    Observation,
+    compare,
+    compare_own,
+    compare_shared,
+    compare_watched,
+    errno_text,
+    observation,
+    unexpected,
+)
 from harness.policy import rules
 from harness.policy.predict import Prediction, applies, predict
+from harness.policy.profile import Profile
+from harness.policy.state import State
+from harness.scenario.steps import Attach, Detach, Hold, Misuse, Modify, Release, Step, Unload
 
 Reply = dict[str, Any]
 RECORDED = everything()
@@ -30,8 +45,14 @@ def replay(run: Recorded) -> list[tuple[Prediction, Reply]]:
             assert index not in replies, f"step {index} was done on the kernel"
             continue
         prediction, state = predict(state, step, run.scenario.functions, run.profile)
-        result.append((prediction, replies[index][1]))
+        result.append((unasked(prediction), replies[index][1]))
     return result
+
+
+def unasked(prediction: Prediction) -> Prediction:
+    """Without what direct calls were asked, which was not recorded then."""
+    calls = {f: replace(b, shares={}) for f, b in prediction.behaviour.items()}
+    return replace(prediction, behaviour=calls)
 
 
 def judge(prediction: Prediction, reply: Reply, findings: tuple[str, ...] = ()) -> list[Mismatch]:
@@ -63,7 +84,7 @@ def step_of(name: str, index: int, profile: str = "v6.12") -> tuple[Prediction, 
 
 BOTH = ("livepatch+fexit/attach:ab/detach:ab", 1)
 RECORD = rules.RECORD_COUNTS_OPS.name
-BEHAVIOUR = rules.CALL_BEHAVIOUR.name
+BEHAVIOUR = rules.CALLS.name
 
 
 def _text(old: str, new: str) -> Callable[[Reply], None]:
@@ -90,7 +111,7 @@ def _set(*path_and_value: Any) -> Callable[[Reply], None]:
 CALL = ("calls", "cmdline_proc_show")
 #: What the witness says instead, then witness, what and rule of the one mismatch.
 LIES: list[tuple[str, Callable[[Reply], None], str, str, str]] = [
-    ("errno", _set("errno", 16), "errno", "the step", RECORD),
+    ("errno", _set("errno", 16), "errno", "the step", rules.WELCOME.name),
     ("count", _text("(2)", "(3)"), "registry", "cmdline_proc_show count", RECORD),
     ("flag gone", _text(" R I D", " R   D"), "registry", "cmdline_proc_show flags", RECORD),
     ("flag more", _text("I D   M", "I D O M"), "registry", "cmdline_proc_show flags", RECORD),
@@ -242,7 +263,7 @@ def test_negative_return_value_of_an_int() -> None:
         assert judge(prediction, reply) == []
     stat["ret"] = 0
     (found,) = judge(prediction, reply)
-    assert (found.expected, found.seen) == ("-204", "0")
+    assert (found.expected, found.seen) == ("-216", "0")
 
 
 def test_refused_livepatch_must_be_in_the_log() -> None:
@@ -251,7 +272,7 @@ def test_refused_livepatch_must_be_in_the_log() -> None:
     reply["log"] = [r for r in reply["log"] if "failed to register" not in r["text"]]
     (found,) = judge(prediction, reply)
     assert (found.witness, found.what, found.seen) == ("log", "message", "none")
-    assert found.rule == "direct-must-agree"
+    assert found.rule == "peer-must-agree"
 
 
 def test_accepted_where_it_must_be_refused() -> None:
@@ -300,3 +321,177 @@ def test_observation_in_the_words_of_the_record(run: Recorded) -> None:
             assert behaviour["body"] == call["body"]
             assert behaviour["hits"] == {i: s["hits"] for i, s in call["seen"].items()}
             assert behaviour["args"] == "agree"
+
+
+# --- witnesses that only some steps have -----------------------------------------------------
+
+LANE = "security_cohabit_000"
+
+
+def last_step(
+    *steps: Step, profile: Profile = V6_12, function: str = LANE
+) -> tuple[Prediction, Reply]:
+    """The prediction of the last of some steps, and what an obedient kernel says after it."""
+    kernel, state = Obedient(profile), State()
+    for step in steps:
+        prediction, state = predict(state, step, (function,), profile)
+        json = step.to_json()
+        if isinstance(step, Attach):
+            slot = kernel.state.free_slot(step.attacher, step.functions)
+            json.update(functions=list(step.functions), slot=slot)
+        reply = kernel.ask(op="acts", acts=[json], functions=[function])
+    return prediction, {**reply, **reply["results"][-1]}
+
+
+SHARED = on("i", "ipmodify", LANE), on("d", "direct-share", LANE), Modify("d", 1)
+SEEN = ("calls", LANE, "seen", "d")
+
+
+@pytest.mark.parametrize(
+    ("lie", "what", "rule"),
+    [
+        (_set(*SEEN, "share", [1, 0, 0]), f"{LANE} calls of ops_func of d", "peer-told"),
+        (_set(*SEEN, "share", [2, 0, 1]), f"{LANE} calls of ops_func of d", "peer-told"),
+        (lambda reply: reply["calls"][LANE]["seen"]["d"].pop("share"),
+         f"{LANE} calls of ops_func of d", "peer-told"),
+        # The slot's other trampoline is eight further on.
+        (_set(*SEEN, "via", 0), f"{LANE} trampoline of d", "modify-moves"),
+        (_text("tramp_8+", "tramp_0+"), f"{LANE} direct call", RECORD),
+    ],
+    ids=["not asked again", "told", "not counted", "the first trampoline", "target"],
+)  # fmt: skip
+def test_lies_about_a_direct_call(lie: Callable[[Reply], None], what: str, rule: str) -> None:
+    prediction, reply = last_step(*SHARED)
+    assert judge(prediction, reply) == []
+    lie(reply)
+    (found,) = judge(prediction, reply)
+    assert (found.what, found.rule) == (what, rule)
+
+
+def test_what_is_written_of_a_direct_call() -> None:
+    _, reply = last_step(*SHARED)
+    call = observation(reply).to_json()["behaviour"][LANE]
+    assert (call["shares"], call["via"]) == ({"d": [2, 0, 0]}, {"d": 1})
+    _, reply = last_step(on("o", "ops", LANE))
+    assert not {"shares", "via"} & set(observation(reply).to_json()["behaviour"][LANE])
+
+
+@pytest.mark.parametrize("attacher", ["fexit", "kretprobe", "fprobe-exit"])
+def test_all_who_see_the_return_value_are_compared(attacher: str) -> None:
+    prediction, reply = last_step(on("k", "livepatch", LANE), on("x", attacher, LANE))
+    assert judge(prediction, reply) == []
+    # A livepatch's tag, and all 64 bits of it.
+    assert reply["calls"][LANE]["seen"]["x"]["ret"] >> 32 == 2
+    reply["calls"][LANE]["seen"]["x"]["ret"] ^= 1 << 33
+    (found,) = judge(prediction, reply)
+    assert found.what == f"{LANE} return value at exit by x"
+
+
+def test_held_call() -> None:
+    where = "cohabit_hold"
+    steps = on("i", "ipmodify", where), Hold("h", where), Release("h")
+    prediction, reply = last_step(*steps, function=where)
+    seen = replace(observation(reply), held="ipmodify-0")
+    assert compare(prediction, seen, [where]) == ()
+    assert seen.to_json()["held"] == {"body": "ipmodify-0"}
+    for wrong in ("original", None):
+        (found,) = compare(prediction, replace(seen, held=wrong), [where])
+        assert (found.what, found.expected, found.seen) == ("held call", "ipmodify-0", str(wrong))
+
+
+def test_a_function_that_is_not_there() -> None:
+    prediction, reply = last_step(on("o", "ops", LANE), Unload())
+    assert reply["calls"][LANE] == {"body": "absent", "seen": {}}
+    assert judge(prediction, reply) == []
+    reply["calls"][LANE]["body"] = "original"
+    (found,) = judge(prediction, reply)
+    assert (found.expected, found.seen) == ("absent", "original")
+
+
+def test_dead_ftrace_cannot_be_asked() -> None:
+    prediction, reply = last_step(on("o", "ops", LANE), Misuse("kill-ftrace", LANE))
+    assert (reply["ftrace_enabled"], reply["enabled_functions"]) == (-1, "")
+    assert judge(prediction, reply) == []
+    reply["ftrace_enabled"] = 1
+    (found,) = judge(prediction, reply)
+    assert (found.what, found.expected, found.seen) == ("kernel.ftrace_enabled", "-1", "1")
+
+
+def test_a_report_that_must_be_there() -> None:
+    prediction, reply = last_step(Misuse("ops-register-twice", LANE))
+    title = "WARNING: CPU: 0 PID: 1 at kernel/trace/ftrace.c:344"
+    assert judge(prediction, reply, (title,)) == []
+    assert unexpected(prediction, (title,)) == []
+    (found,) = judge(prediction, reply)
+    assert (found.what, found.expected) == ("kernel report", "kernel/trace/ftrace.c")
+    other = "WARNING: CPU: 0 PID: 1 at mm/slub.c:1"
+    (found,) = judge(prediction, reply, (title, other))
+    assert (found.expected, found.seen) == ("none", other)
+    assert unexpected(prediction, (title, other)) == [other]
+    # Nobody expects any otherwise.
+    prediction, _ = last_step(on("o", "ops", LANE))
+    assert unexpected(prediction, (title,)) == [title]
+
+
+def test_own_witnesses_and_shared_ones() -> None:
+    """Of scenarios side by side: what is one's own, and what is nobody's."""
+    prediction, reply = last_step(*SHARED)
+    reply["calls"][LANE]["body"] = "original"
+    reply.update(errno=22, ftrace_enabled=0, livepatch={"x": {"enabled": 1, "transition": 0}})
+    reply["enabled_functions"] += "vfs_read (1)\n"
+    seen = observation(reply)
+    assert [m.what for m in compare_own(prediction, seen, [LANE])] == [
+        "the step", f"{LANE} body",
+    ]  # fmt: skip
+    assert [m.what for m in compare_shared(prediction, seen, [LANE])] == [
+        "livepatch sysfs", "kernel.ftrace_enabled", "other functions",
+    ]  # fmt: skip
+
+
+# --- the registry while a step is done -------------------------------------------------------
+
+
+def record_text(count: int, flags: str, direct: str = "") -> str:
+    return f"{LANE} [cohabit_funcs] ({count}) {flags}\n{direct}"
+
+
+TRAMPOLINE = "\tdirect-->bpf_trampoline_1+0x0/0x1\n"
+JUMPED = TRAMPOLINE.replace("direct", "direct(jmp)", 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "text", "fits"),
+    [
+        ([on("o", "ops", LANE), on("k", "kprobe", LANE)], record_text(1, ""), True),
+        ([on("o", "ops", LANE), on("k", "kprobe", LANE)], record_text(2, "R"), True),
+        ([on("o", "ops", LANE), on("k", "kprobe", LANE)], record_text(2, ""), False),
+        ([on("o", "ops", LANE), on("k", "kprobe", LANE)], "", False),
+        ([on("o", "ops", LANE)], "", True),
+        ([on("o", "ops", LANE)], record_text(2, ""), False),
+        ([on("o", "ops", LANE), Detach("o")], "", True),
+        ([on("o", "ops", LANE), Detach("o")], record_text(1, ""), True),
+        ([on("o", "ops", LANE), Detach("o")], record_text(1, "R"), False),
+        # A trampoline that begins to share is exchanged before the livepatch comes.
+        ([on("x", "fexit", LANE), on("k", "livepatch", LANE)],
+         record_text(1, "R D M", JUMPED), True),
+        ([on("x", "fexit", LANE), on("k", "livepatch", LANE)],
+         record_text(2, "R I D M", TRAMPOLINE), True),
+        ([on("x", "fexit", LANE), on("k", "livepatch", LANE)],
+         record_text(1, "R D M", TRAMPOLINE), True),
+        ([on("x", "fexit", LANE), on("k", "livepatch", LANE)], record_text(1, "I M"), False),
+        ([on("x", "fexit", LANE), on("k", "livepatch", LANE)], "", False),
+    ],
+)  # fmt: skip
+def test_watched(steps: list[Step], text: str, fits: bool) -> None:
+    before = last_step(*steps[:-1], profile=V7_2)[0] if steps[:-1] else None
+    after, reply = last_step(*steps, profile=V7_2)
+    reply["watched"] = {"reads": 3, "texts": [reply["enabled_functions"], text]}
+    seen = observation(reply)
+    assert len(seen.watched) == 2
+    found = compare_watched(before, after, seen, [LANE])
+    assert bool(found) is not fits
+    assert compare_watched(before, after, observation({**reply, "watched": None}), [LANE]) == ()
+    if found:
+        (mismatch,) = found
+        assert mismatch.what == f"{LANE} meanwhile"
+        assert mismatch.seen in (text.split("\n")[0] or "no record", text.rstrip("\n"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from dataclasses import fields, replace
 
 import pytest
@@ -23,29 +24,61 @@ from harness.policy.profile import (
 # --- profiles -------------------------------------------------------------------------------
 
 
+#: Fact, the first release with another value, the value before it and from then on.
+CHANGES: list[tuple[str, tuple[int, int], object, object]] = [
+    ("direct_is_ipmodify", (6, 0), True, False),
+    ("direct_is_permanent", (6, 0), True, False),
+    ("bpf_after_direct", (7, 0), errno.EBUSY, errno.EINVAL),
+    ("disabling", (7, 3), 0, errno.EOPNOTSUPP),
+    ("trampoline_args", (6, 6), 6, 12),
+    ("trampoline_links", (6, 0), 40, 38),
+    ("trampoline_links", (7, 2), 38, 36),
+    ("force_pins", (5, 12), True, False),
+    ("multi_pins", (6, 3), False, True),
+    ("graph_follows_ip", (5, 16), True, False),
+    ("direct_shows_ipmodify", (6, 0), True, False),
+    ("ipmodify_saves_regs", (5, 11), True, False),
+    ("modified", (6, 4), False, True),
+    ("jmp", (6, 19), False, True),
+    ("direct_ops", (6, 0), "all", "function"),
+    ("direct_ops", (7, 0), "function", "bpf"),
+    ("fprobe_shares", (6, 14), False, True),
+    ("fprobe_saves_regs", (6, 14), True, False),
+]
+#: Facts that no release has changed; only a proposal does.
+PROPOSED = {"direct_refused", "peer_told", "share_is_flag", "permanent_stays", "shows_permanent"}
+
+
+def value(fact: str, version: tuple[int, int]) -> object:
+    semantics = fact in {f.name for f in fields(Semantics)}
+    return getattr(semantics_for(version) if semantics else form_for(version, {}), fact)
+
+
 @pytest.mark.parametrize(
-    ("fact", "before", "since", "old", "new"),
-    [
-        ("direct_is_ipmodify", (5, 19), (6, 0), True, False),
-        ("direct_is_permanent", (5, 19), (6, 0), True, False),
-        ("bpf_after_direct", (6, 19), (7, 0), errno.EBUSY, errno.EINVAL),
-        ("disabling", (7, 2), (7, 3), 0, errno.EOPNOTSUPP),
-        ("trampoline_args", (6, 5), (6, 6), 6, 12),
-        ("direct_shows_ipmodify", (5, 19), (6, 0), True, False),
-        ("ipmodify_saves_regs", (5, 10), (5, 11), True, False),
-        ("modified", (6, 3), (6, 4), False, True),
-        ("jmp", (6, 18), (6, 19), False, True),
-    ],
+    ("fact", "since", "old", "new"), CHANGES, ids=[f"{c[0]}-{c[1][0]}.{c[1][1]}" for c in CHANGES]
 )
 def test_each_fact_changes_where_it_did(
-    fact: str, before: tuple[int, int], since: tuple[int, int], old: object, new: object
+    fact: str, since: tuple[int, int], old: object, new: object
 ) -> None:
-    def value(version: tuple[int, int]) -> object:
-        semantics = fact in {f.name for f in fields(Semantics)}
-        return getattr(semantics_for(version) if semantics else form_for(version, {}), fact)
+    releases = [(5, n) for n in range(5, 20)] + [(6, n) for n in range(20)]
+    releases += [(7, n) for n in range(10)]
+    before = releases[releases.index(since) - 1]
+    assert (value(fact, before), value(fact, since)) == (old, new)
+    # And nowhere else than this list says.
+    changes = [b for a, b in itertools.pairwise(releases) if value(fact, a) != value(fact, b)]
+    assert changes == [c[1] for c in CHANGES if c[0] == fact]
+    assert value(fact, (5, 5)) == next(c[2] for c in CHANGES if c[0] == fact)
 
-    assert value(before) == value((5, 5)) == old
-    assert value(since) == value((9, 0)) == new
+
+def test_the_list_has_every_fact() -> None:
+    facts = {f.name for kind in (Semantics, Form) for f in fields(kind)} - {"name"}
+    assert facts == {c[0] for c in CHANGES} | PROPOSED
+    for version in NAMED:
+        mainline = semantics_for(version)
+        assert (mainline.direct_refused, mainline.peer_told) == (errno.EBUSY, True)
+        assert not mainline.share_is_flag
+        assert not mainline.permanent_stays
+        assert not form_for(version, {}).shows_permanent
 
 
 @pytest.mark.parametrize(
@@ -81,9 +114,17 @@ def test_override_takes_semantics_and_leaves_form() -> None:
     assert (chosen.name, chosen.why) == ("v5.10", "--profile")
     # A 6.12 kernel held to 5.10's policy must refuse, but prints no I beside D.
     assert outcome(chosen, "livepatch", "fexit") == (errno.EBUSY, "one-ipmodify")
+    assert not chosen.form.shows_permanent
     record = run(chosen, *attach("fexit"))[0][0].registry[F]
     assert record is not None
     assert record.flags == frozenset("RDM")
+    # And the other way round: a 5.10 kernel held to 6.12's policy.
+    record = run(choose("5.10.0", {}, "v6.12"), *attach("fexit"))[0][0].registry[F]
+    assert record is not None
+    assert record.flags == frozenset("RID")
+    record = run(choose("7.2.0", {}, "v5.10"), *attach("fexit"))[0][0].registry[F]
+    assert record is not None
+    assert record.jmp is True
 
 
 def test_every_named_profile_can_be_chosen() -> None:
@@ -92,12 +133,46 @@ def test_every_named_profile_can_be_chosen() -> None:
         assert choose("6.12", {}, name).semantics == semantics_for(version)
 
 
+@pytest.mark.parametrize(
+    ("name", "like", "changed"),
+    [
+        ("share-ipmodify-v2", (6, 0), {"direct_refused", "peer_told", "share_is_flag"}),
+        ("permanent-v1", (5, 5), {"permanent_stays", "direct_is_permanent"}),
+    ],
+)
+def test_a_proposal_is_a_release_but_for_what_it_changes(
+    name: str, like: tuple[int, int], changed: set[str]
+) -> None:
+    chosen = choose("6.12.117", {}, name)
+    assert chosen.name == name
+    mainline = semantics_for(like)
+    different = {
+        f.name
+        for f in fields(Semantics)
+        if getattr(chosen.semantics, f.name) != getattr(mainline, f.name)
+    }
+    assert different == changed | {"name"}
+    # The only one that also prints otherwise than the kernel's release.
+    assert chosen.form == replace(V6_12.form, shows_permanent=name == "permanent-v1")
+
+
+def test_a_model_that_was_told_to_forget() -> None:
+    """For ``cohabit rules --survivors``."""
+    forgetful = replace(V6_12, without=frozenset({"one-ipmodify"}))
+    assert forgetful.has("one-direct")
+    assert not forgetful.has("one-ipmodify")
+    assert outcome(forgetful, "livepatch", "ipmodify") == (0, "welcome")
+    mistaken = replace(V6_12, errnos={"one-ipmodify": errno.EPERM})
+    assert outcome(mistaken, "livepatch", "ipmodify") == (errno.EPERM, "one-ipmodify")
+
+
 @pytest.mark.parametrize("name", ["6.1", "v6.2", "V6.1", "", "latest"])
 def test_unknown_profile(name: str) -> None:
     with pytest.raises(UsageError, match="there is no profile") as caught:
         choose("6.12", {}, name)
     assert "v5.10" in caught.value.remedy
     assert "v7.3" in caught.value.remedy
+    assert "share-ipmodify-v2" in caught.value.remedy
 
 
 def test_configuration_decides_about_registers() -> None:
@@ -107,5 +182,11 @@ def test_configuration_decides_about_registers() -> None:
         form_for((5, 10), {}), ipmodify_saves_regs=False
     )
     assert form_for((6, 12), {}) == Form(
-        direct_shows_ipmodify=False, ipmodify_saves_regs=False, modified=True, jmp=False
+        direct_shows_ipmodify=False,
+        ipmodify_saves_regs=False,
+        modified=True,
+        jmp=False,
+        direct_ops="function",
+        fprobe_shares=False,
+        fprobe_saves_regs=True,
     )
