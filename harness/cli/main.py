@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,13 @@ import argcomplete
 from harness import __version__
 from harness.errors import CohabitError
 
-from . import bench, completion, doctor, kernels, list_, report, run, selftest, shell
+#: Each command, in the order of the help, and its module. A module is imported when its command
+#: is the one to run: all of them together take longer than many a command.
+_COMMANDS = {
+    "run": "run", "list": "list_", "report": "report", "explain": "explain", "paths": "paths",
+    "rules": "rules", "kernels": "kernels", "shell": "shell", "doctor": "doctor",
+    "bench": "bench", "test": "selftest", "completion": "completion",
+}  # fmt: skip
 
 _DESCRIPTION = """\
 Can a livepatch, a direct trampoline and BPF programs live on the same kernel
@@ -33,8 +41,8 @@ examples:
 failed, 2 bad usage, 3 the host or the network is at fault, 130 interrupted."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """The command line of one command, or the whole one where it is no command's name."""
     top = argparse.ArgumentParser(
         prog="cohabit",
         description=_DESCRIPTION,
@@ -43,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"cohabit {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for module in (run, list_, report, kernels, shell, doctor, bench, selftest, completion):
-        module.register(commands)
+    for name in [command] if command in _COMMANDS else _COMMANDS:
+        importlib.import_module(f".{_COMMANDS[name]}", __package__).register(commands)
     return top
 
 
@@ -57,9 +65,12 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
-    top = parser()
-    argcomplete.autocomplete(top)
-    args = top.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    completing = "_ARGCOMPLETE" in os.environ
+    top = parser(words[0] if words and not completing else "")
+    if completing:
+        argcomplete.autocomplete(top)
+    args = top.parse_args(words)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

@@ -9,7 +9,7 @@ put records into words for reports.  Pure code: no I/O, no knowledge of policy.
 from __future__ import annotations
 
 from harness.ftrace.describe import diff, render
-from harness.ftrace.parse import parse
+from harness.ftrace.parse import blocks, parse
 from harness.ftrace.records import Column, Ops, Record, Registry, SubOps, Symbol, Trampoline
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SubOps",
     "Symbol",
     "Trampoline",
+    "blocks",
     "diff",
     "parse",
     "render",

@@ -9,6 +9,7 @@ from left to right, so that time is linear in the text, whatever it holds.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -44,21 +45,34 @@ def parse(text: str) -> Registry:
     """
     records: list[Record] = []
     unknown: list[str] = []
+    for known, lines in blocks(text):
+        if known:
+            records.append(_record(lines))
+        else:
+            unknown += lines
+    return Registry(tuple(records), tuple(unknown))
+
+
+def blocks(text: str) -> Iterator[tuple[bool, list[str]]]:
+    """The lines of each record of a text (true), and each line that is none (false).
+
+    This is the cheap half of ``parse``, for those who need not know all records: a
+    record's first line begins with its title, which `` (`` ends.
+    """
     lines: list[str] = []
     for line in text.split("\n"):
         if line.startswith("\t") and lines:
             lines.append(line)
             continue
         if lines:
-            records.append(_record(lines))
+            yield True, lines
             lines = []
         if _HEAD.match(line) or _INVALID.fullmatch(line):
             lines = [line]
         elif line:
-            unknown.append(line)
+            yield False, [line]
     if lines:
-        records.append(_record(lines))
-    return Registry(tuple(records), tuple(unknown))
+        yield True, lines
 
 
 class _Scan:

@@ -43,6 +43,7 @@ class Semantics:
     nobody is asked any more (docs/proposals.md).
     ``permanent_stays``: writing 0 is allowed under a PERMANENT ops, and leaves its
     functions alone with all who are on them; whatever comes later waits for 1.
+    ``saves_regs``: an ops may ask for all registers (CONFIG_DYNAMIC_FTRACE_WITH_REGS).
     ``trampoline_args``: how many arguments a function may have for a BPF
     trampoline (arch/x86/net/bpf_jit_comp.c: arch_prepare_bpf_trampoline; those in
     registers, until commit 473e3150e30a of 6.6 added the stack's).
@@ -73,6 +74,7 @@ class Semantics:
     peer_told: bool = True
     share_is_flag: bool = False
     permanent_stays: bool = False
+    saves_regs: bool = True
 
 
 @dataclass(frozen=True)
@@ -222,9 +224,13 @@ def choose(release: str, config: Mapping[str, str], override: str | None = None)
     """
     version = release_version(release)
     form = form_for(version, config)
-    if override is None:
-        return Profile(semantics_for(version), form, f"release {release}")
-    semantics = named(override)
-    # The one proposal that also prints otherwise.
-    form = replace(form, shows_permanent=semantics.permanent_stays)
-    return Profile(semantics, form, "--profile")
+    semantics, why = semantics_for(version), f"release {release}"
+    if override is not None:
+        semantics, why = named(override), "--profile"
+        # The one proposal that also prints otherwise.
+        form = replace(form, shows_permanent=semantics.permanent_stays)
+    if config:
+        # What the architecture can save is no policy that another kernel could have.
+        regs = config.get("CONFIG_DYNAMIC_FTRACE_WITH_REGS") == "y"
+        semantics = replace(semantics, saves_regs=regs)
+    return Profile(semantics, form, why)

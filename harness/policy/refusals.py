@@ -45,6 +45,11 @@ def _dead(state: State, _new: Attached, _profile: Profile) -> int | None:
     return errno.ENODEV if state.dead else None
 
 
+def _no_regs(_state: State, new: Attached, profile: Profile) -> int | None:
+    refused = new.attacher == "ops-regs" and not profile.semantics.saves_regs
+    return errno.EINVAL if refused else None
+
+
 def _one_transition(state: State, new: Attached, _profile: Profile) -> int | None:
     return errno.EBUSY if new.kind.ops == "livepatch" and state.pending() else None
 
@@ -144,6 +149,7 @@ CHECKS: tuple[tuple[Rule, Check], ...] = (
     (rules.TOO_MANY_PROGRAMS, _too_many_programs),
     (rules.TRAMPOLINE_ARGS, _too_many_args),
     (rules.DEAD, _dead),
+    (rules.SAVE_REGS_NEEDS_SUPPORT, _no_regs),
     (rules.ONE_DIRECT, _one_direct),
     (rules.PEER_MUST_AGREE, _peer_must_agree),
     (rules.PERMANENT_NEEDS_ENABLED, _permanent_while_off),

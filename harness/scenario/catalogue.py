@@ -11,7 +11,7 @@ from harness.errors import UsageError
 
 from . import matrix, singular
 from .functions import FUNCTIONS
-from .steps import Scenario
+from .steps import ANY, Scenario
 
 #: Each attacher is tried alone on these, and each pair with a livepatch.
 _PLACES = tuple(f.name for f in FUNCTIONS.values() if f.lane is None and not f.holds)
@@ -20,7 +20,7 @@ _PLACES = tuple(f.name for f in FUNCTIONS.values() if f.lane is None and not f.h
 def _singular() -> tuple[Scenario, ...]:
     return (
         *singular.ftrace_enabled(),
-        *(s for name in _PLACES for s in singular.singles(name)),
+        *(s for name in (ANY, *_PLACES) for s in singular.singles(name)),
         *singular.livepatches(),
         *singular.pending(),
         *singular.several_functions(),

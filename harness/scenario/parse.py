@@ -119,7 +119,8 @@ def _load(data: _Data) -> Load:
     return Load()
 
 
-_STEPS: dict[str, Callable[[_Data], Step]] = {
+#: How each step is read, by its ``do``.
+STEPS: dict[str, Callable[[_Data], Step]] = {
     "attach": _attach,
     "detach": lambda data: Detach(_text(data, "id")),
     "disable": lambda data: Disable(_text(data, "id")),
@@ -140,9 +141,9 @@ def step_from_json(data: object) -> Step:
     """The step that a step object describes; raises UsageError for none."""
     if not isinstance(data, dict):
         raise UsageError(f"a step is an object, not {json.dumps(data)}")
-    make = _STEPS.get(str(data.get("do")))
+    make = STEPS.get(str(data.get("do")))
     if make is None:
-        raise UsageError(f"there is no step {data.get('do')!r}", f"known: {', '.join(_STEPS)}")
+        raise UsageError(f"there is no step {data.get('do')!r}", f"known: {', '.join(STEPS)}")
     return make(data)
 
 

@@ -59,9 +59,8 @@ def singles(function: str) -> Iterator[Scenario]:
     """Each attacher alone."""
     for attacher in CORE:
         if takes(function, (attacher,)):
-            yield _scenario(
-                f"{attacher}/alone/on:{function}", _on("a", attacher, function), Detach("a")
-            )
+            where = "" if function == ANY else f"/on:{function}"
+            yield _scenario(f"{attacher}/alone{where}", _on("a", attacher, function), Detach("a"))
 
 
 def ftrace_enabled() -> Iterator[Scenario]:

@@ -110,8 +110,7 @@ class ModelKernel:
         return {"results": results, **self._observation(functions)}
 
     def _on_clean(self) -> Event:
-        kept = {"modified": self.state.modified, "stale_share": self.state.stale_share}
-        self.state = State(**kept)
+        self.state = State(modified=self.state.modified, stale_share=self.state.stale_share)
         return {"residue": [], "log": self._take_log(), "log_complete": True}
 
     def _act(self, json: Event) -> Event:

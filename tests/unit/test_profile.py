@@ -72,13 +72,22 @@ def test_each_fact_changes_where_it_did(
 
 def test_the_list_has_every_fact() -> None:
     facts = {f.name for kind in (Semantics, Form) for f in fields(kind)} - {"name"}
-    assert facts == {c[0] for c in CHANGES} | PROPOSED
+    # Registers are a matter of configuration: see below.
+    assert facts == {c[0] for c in CHANGES} | PROPOSED | {"saves_regs"}
     for version in NAMED:
         mainline = semantics_for(version)
         assert (mainline.direct_refused, mainline.peer_told) == (errno.EBUSY, True)
         assert not mainline.share_is_flag
         assert not mainline.permanent_stays
         assert not form_for(version, {}).shows_permanent
+
+
+def test_registers_are_a_matter_of_configuration() -> None:
+    regs = "CONFIG_DYNAMIC_FTRACE_WITH_REGS"
+    for override in (None, "v6.1"):
+        assert choose("6.12.1", {regs: "y"}, override).semantics.saves_regs
+        assert not choose("6.12.1", {"CONFIG_FTRACE": "y"}, override).semantics.saves_regs
+        assert choose("6.12.1", {}, override).semantics.saves_regs
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from model_kernel import Event, names, record_run
 
 from harness import replay
 from harness.cli.main import main
+from harness.mutants import Mutant, survey
 from harness.policy import rules
 from harness.policy.profile import Profile
 from harness.policy.rules import RULES, Rule
-from harness.replay import Mutant, gathered, survey
+from harness.replay import gathered
 from harness.scenario import catalogue
 
 POLICY = Path(rules.__file__).parent
@@ -221,7 +222,19 @@ def test_each_kernel_is_judged_by_itself(tmp_path: Path) -> None:
     # The older has no ops_func, and so no scenario that was run.
     assert outcome["5.10", "modify-moves is forgotten"] is False
     assert outcome["6.12", "modify-moves is forgotten"] is True
-    assert {(j.kernel[:4], j.skipped) for j in found.judgements} >= {("5.10", 1), ("6.12", 0)}
+
+
+def test_what_one_kernel_cannot_run_is_no_excuse_for_another(tmp_path: Path) -> None:
+    pair = catalogue.select(["direct-share+livepatch/modify"])
+    other = catalogue.select(["livepatch+ipmodify/*"])
+    old = gathered(record_run(tmp_path, [*other, *pair], ["5.10"]))
+    new = gathered(record_run(tmp_path, other, ["6.12"]))
+    found = survey([old, new], [RULES["modify-moves"]])
+    assert {(j.kernel[:4], j.possible) for j in found.judgements} == {
+        ("5.10", False),
+        ("6.12", True),
+    }
+    assert [j.kernel for j in found.survivors] == ["6.12.0-model"]
 
 
 def test_rules_of_other_kernels_are_not_judged(sample: list[Event]) -> None:
@@ -244,7 +257,7 @@ def test_a_kernel_that_cannot_run_a_rules_scenarios_is_told_apart(tmp_path: Path
     assert len(survey([run], [rule]).survivors) == 1
 
 
-def test_a_kernel_held_to_another_policy_is_not_judged(sample: list[Event]) -> None:
+def test_a_kernel_held_to_another_policy_is_not_judged(sample: list[Event], tmp_path: Path) -> None:
     events: list[Event] = json.loads(json.dumps(sample))
     for event in events:
         if event["type"] == "kernel":
@@ -252,6 +265,11 @@ def test_a_kernel_held_to_another_policy_is_not_judged(sample: list[Event]) -> N
     found = survey([gathered(events)])
     assert found.judgements == []
     assert found.overridden == ["6.12.0-model"]
+    # Nor does it help one that was run with its own.
+    own = gathered(record_run(tmp_path, catalogue.select(["ops+ops/*"]), ["6.12"]))
+    rule = RULES["newest-livepatch-wins"]
+    assert survey([gathered(sample), own], [rule]).survivors == []
+    assert len(survey([gathered(events), own], [rule]).survivors) == 1
 
 
 # --- the command ------------------------------------------------------------------------------
