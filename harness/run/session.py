@@ -208,16 +208,17 @@ class Session:
             kernel=self._kernel,
             scenarios=[m.identity for m in members],
         )
-        verdict, reason = "PASS", ""
         try:
             self._together(members, group)
         except RegroupError as regroup:
-            verdict, reason = regroup.verdict, regroup.reason
+            self._end_group(group, regroup.verdict, regroup.reason)
             raise
-        finally:
-            self._record.event(
-                "group_end", group=group, verdict=verdict, reason=reason, attributed=False
-            )
+        self._end_group(group, "PASS", "")
+
+    def _end_group(self, group: str, verdict: str, reason: str) -> None:
+        self._record.event(
+            "group_end", group=group, verdict=verdict, reason=reason, attributed=False
+        )
 
     def _begin(self, member: Member, group: str) -> None:
         scenario = member.scenario
