@@ -10,6 +10,7 @@ what the kernel said.
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -286,13 +287,15 @@ class Disagreement:
 class Report:
     """What was looked at, and what disagrees.
 
-    ``observations`` of ``places``; ``several``: places that more than one order led to.
+    ``observations`` of ``places``; ``several``: places that more than one order led to;
+    ``left_out``: scenarios that ended in a known difference, by its name.
     """
 
     observations: int
     places: int
     several: int
     disagreements: list[Disagreement]
+    left_out: dict[str, int]
 
     @property
     def unexplained(self) -> list[Disagreement]:
@@ -320,6 +323,7 @@ class Paths:
         self._walks: dict[tuple[str, str], _Walk] = {}
         self._places: dict[Place, dict[View, _Seen]] = {}
         self._observations = 0
+        self._left_out: collections.Counter[str] = collections.Counter()
 
     def feed(self, event: Event, run: str = "") -> None:
         """Takes the next event of a run; those that it does not need are left alone."""
@@ -340,7 +344,9 @@ class Paths:
         elif kind == "scenario_end":
             del self._walks[key]
             # A known difference (docs/findings) leaves a kernel that shows nothing any more.
-            if event["verdict"] != "XFAIL":
+            if event["verdict"] == "XFAIL":
+                self._left_out[str(event.get("xfail", ""))] += 1
+            else:
                 self._keep(known)
 
     def _keep(self, walk: _Walk) -> None:
@@ -360,7 +366,7 @@ class Paths:
             several += len(orders) > 1
             for (one, seen), (other, also) in itertools.combinations(views.items(), 2):
                 found += _disagreements(place, one, seen, other, also)
-        return Report(self._observations, len(self._places), several, found)
+        return Report(self._observations, len(self._places), several, found, dict(self._left_out))
 
 
 def _disagreements(

@@ -93,6 +93,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "observations": report.observations,
         "places": report.places,
         "places_by_several_orders": report.several,
+        "left_out": report.left_out,
         "disagreements": [d.to_json() for d in report.disagreements],
         "unexplained": len(report.unexplained),
     }
@@ -109,6 +110,8 @@ def text(report: Report, verbose: bool) -> str:
         if names[known.name]:
             lines.append(f"{names[known.name]:6} pairs excepted, {known.name}: {known.reason}")
             lines.append(f"       {known.source}")
+    for name, times in report.left_out.items():
+        lines.append(f"{times:6} scenarios left out: they ended in the known difference {name}")
     lines.append(
         f"{report.observations} observations, {report.places} sets of attachers and questions, "
         f"{report.several} of them by several orders: "

@@ -166,8 +166,19 @@ def _survey_text(found: Survey, verbose: bool) -> str:
         )
     for kernel in found.overridden:
         lines.append(f"not judged: {kernel} where it was held to another policy (--profile)")
+    missing: dict[str, dict[str, None]] = {}
     for judgement in found.survivors:
-        lines.append(f"SURVIVED: {judgement.kernel}: {judgement.mutant}, {_unnoticed(judgement)}")
+        rule = judgement.mutant.rule.name
+        if judgement.ran:
+            lines.append(
+                f"SURVIVED: {judgement.kernel}: {judgement.mutant}, and nothing contradicts, of "
+                f"{judgement.ran} of the rule's own scenarios"
+            )
+        else:
+            missing.setdefault(judgement.kernel, {})[rule] = None
+    for kernel, names in missing.items():
+        text = f"SURVIVED: {kernel}: none of their scenarios was run and passed: "
+        lines += textwrap.wrap(text + ", ".join(names), 100, subsequent_indent="  ")
     lines.append(
         f"{len(found.judgements)} wrong models, {len(found.survivors)} of them unnoticed; "
         f"{len(found.nowhere)} rules not judged"
@@ -179,12 +190,6 @@ def _noticed(judgement: Judgement, what: Contradiction) -> str:
     own = "" if judgement.own else " (not one of the rule's own)"
     step = f"step {what.index + 1}: " if what.index >= 0 else ""
     return f"{judgement.kernel}: {judgement.mutant}: {what.scenario}{own}, {step}{what.what}"
-
-
-def _unnoticed(judgement: Judgement) -> str:
-    if not judgement.ran:
-        return "and none of the rule's scenarios was run and passed"
-    return f"and nothing contradicts, of {judgement.ran} of the rule's own scenarios"
 
 
 def _contradiction_json(what: Contradiction) -> dict[str, Any]:

@@ -107,9 +107,12 @@ def livepatches() -> Iterator[Scenario]:
     )
     yield _scenario(
         "livepatch/as-third",
-        _on("a", "ops", ANY),
-        _on("b", "ops", ANY),
-        _on("c", "livepatch", ANY),
+        # A record of which nobody knows that it was ever modified.
+        Unload(),
+        Load(),
+        _on("a", "ops", "cohabit_f1"),
+        _on("b", "ops", "cohabit_f1"),
+        _on("c", "livepatch", "cohabit_f1"),
         Detach("a"),
         Detach("b"),
         Detach("c"),

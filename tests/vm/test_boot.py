@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Warm
-from world import World, of_type, verdicts
+from world import DIRECT, OPS, World, of_type, verdicts
 
 from harness.policy import profile
 from harness.run.programs import Programs
@@ -38,10 +38,10 @@ done
 exec "$qemu" "$@"
 """
     world.environment["COHABIT_QEMU"] = str(other_qemu(warm, tmp_path / "qemu", script))
-    run = world.run("run", "ops/alone", "direct/alone")
+    run = world.run("run", OPS, DIRECT)
     assert run.end() == 1, run.told
     reason = "Kernel panic - not syncing: VFS: Unable to mount root fs"
-    assert verdicts(run.events) == {"ops/alone#1": "BOOT_FAIL", "direct/alone#1": "BOOT_FAIL"}
+    assert verdicts(run.events) == {f"{OPS}#1": "BOOT_FAIL", f"{DIRECT}#1": "BOOT_FAIL"}
     for event in of_type(run.events, "scenario_end"):
         assert event["reason"].startswith(reason)
     (end,) = of_type(run.events, "vm_end")
@@ -55,9 +55,9 @@ def test_qemu_that_dies(world: World, warm: Warm, tmp_path: Path) -> None:
     """Nobody knows why, so there is a second VM; and then that was it."""
     script = 'echo "no such luck" >&2; kill -9 $$'
     world.environment["COHABIT_QEMU"] = str(other_qemu(warm, tmp_path / "qemu", script))
-    run = world.run("run", "ops/alone", "direct/alone")
+    run = world.run("run", OPS, DIRECT)
     assert run.end() == 3, run.told
-    assert verdicts(run.events) == {"ops/alone#1": "LOST", "direct/alone#1": "LOST"}
+    assert verdicts(run.events) == {f"{OPS}#1": "LOST", f"{DIRECT}#1": "LOST"}
     ends = of_type(run.events, "vm_end")
     assert [(e["vm"], e["reason"], e["verdict"]) for e in ends] == [
         ("vm0", "died", "LOST"),

@@ -8,17 +8,17 @@ import shutil
 from pathlib import Path
 
 from conftest import Warm
-from world import World, assert_booted, verdicts
+from world import OPS, World, assert_booted, verdicts
 
 BUILDING = "building the kernel modules for"
-PASSED = {"ops/alone#1": "PASS"}
+PASSED = {f"{OPS}#1": "PASS"}
 
 
 def test_truncated_module(world: World, warm: Warm) -> None:
     module = world.cache / "objects/modules" / warm.key("modules") / "tree/cohabit.ko"
     size = module.stat().st_size
     os.truncate(module, size // 2)
-    run = world.run("run", "ops/alone")
+    run = world.run("run", OPS)
     assert run.end() == 0, run.told
     said = [line for line in run.err.splitlines() if line.startswith("cache: ")]
     release = warm.kernel.release
@@ -36,7 +36,7 @@ def test_truncated_module(world: World, warm: Warm) -> None:
 def test_two_runs_at_once(world: World) -> None:
     """Both need modules that are not there: one builds them, the other waits."""
     shutil.rmtree(world.cache / "objects/modules")
-    runs = [world.start("run", "ops/alone"), world.start("run", "ops/alone")]
+    runs = [world.start("run", OPS), world.start("run", OPS)]
     for run in runs:
         assert run.end() == 0, run.told
         assert_booted(run.events, 1)
@@ -56,7 +56,7 @@ def test_without_network(world: World, tmp_path: Path) -> None:
         tool.chmod(0o755)
     world.environment["PATH"] = f"{tools}:{os.environ['PATH']}"
     world.prefix = ("unshare", *(() if os.geteuid() == 0 else ("-r",)), "-n")
-    run = world.run("run", "ops/alone")
+    run = world.run("run", OPS)
     assert run.end() == 0, run.told
     assert_booted(run.events, 1)
     assert verdicts(run.events) == PASSED

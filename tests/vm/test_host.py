@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Warm
-from world import REPOSITORY, Running, World, assert_booted, of_type, verdicts, wait_for
+from world import OPS, REPOSITORY, Running, World, assert_booted, of_type, verdicts, wait_for
 from world import world as new_world
 
 
@@ -43,7 +43,7 @@ def test_module_that_does_not_compile(world: World) -> None:
     text = source.read_text(encoding="utf-8")
     source.write_text(f"{text}\nint cohabit_broken(void) {{ return nowhere; }}\n", encoding="utf-8")
     line = text.count("\n") + 2
-    run = world.run("run", "ops/alone")
+    run = world.run("run", OPS)
     assert_refused(run, 3, "building the modules for 6.12.", "the full log is in ")
     assert re.search(rf"\bops\.c:{line}:\d+: error: .*nowhere", run.err), run.told
     log = Path(run.err.rpartition("the full log is in ")[2].strip())
@@ -65,7 +65,7 @@ def test_no_such_kernel(
     def filled(text: str) -> str:
         return text.format(tmp=tmp_path)
 
-    run = world.run("run", "ops/alone", "--kernel", filled(reference), kernel=False)
+    run = world.run("run", OPS, "--kernel", filled(reference), kernel=False)
     assert_refused(run, 2, *(filled(text) for text in texts))
 
 
@@ -73,7 +73,7 @@ def test_no_such_kernel(
 def test_no_such_release(world: World) -> None:
     """Needs the network: only the archive knows what there is."""
     for reference, near in (("debian:9.9", "there are "), ("debian:6.12.9999+deb13", "near it: ")):
-        run = world.run("run", "ops/alone", "--kernel", reference, kernel=False)
+        run = world.run("run", OPS, "--kernel", reference, kernel=False)
         assert_refused(run, 2, reference, near, "6.12")
 
 
@@ -102,7 +102,7 @@ def small(world: World, size: str, directory: Path, first: str = ":") -> None:
 def test_no_room_for_a_cache(empty_world: World) -> None:
     """Told before anything is fetched."""
     small(empty_world, "20m", empty_world.cache)
-    run = empty_world.run("run", "ops/alone")
+    run = empty_world.run("run", OPS)
     text = f"room in {empty_world.cache}"
     assert_refused(run, 3, f"this machine lacks {text}", "COHABIT_CACHE", "cohabit kernels prune")
 
@@ -119,7 +119,7 @@ def test_room_runs_out_while_building(world: World, warm: Warm, tmp_path: Path) 
         f'mount -o "remount,nr_inodes=$((used + {files}))" "$2"'
     )
     small(world, "2g", world.cache, fill)
-    run = world.run("run", "ops/alone")
+    run = world.run("run", OPS)
     assert_refused(run, 3, f"no room for the cache in {world.cache}", "cohabit kernels prune")
     assert f"building the kernel modules for {warm.kernel.release}" in run.err
 
@@ -127,7 +127,7 @@ def test_room_runs_out_while_building(world: World, warm: Warm, tmp_path: Path) 
 def test_room_for_the_record_runs_out(world: World) -> None:
     """While the guest boots: its console is more than that."""
     small(world, "16k", world.path / "out/0")
-    run = world.run("run", "ops/alone")
+    run = world.run("run", OPS)
     assert run.end() == 3, run.told
     assert "vm0: booting" in run.err
     assert (
@@ -200,14 +200,14 @@ def test_ordinary_user(warm: Warm) -> None:
         warm.clone(world.cache, ("kernel", "rootfs", "qemu", "modules"))
         subprocess.run(["chown", "-R", f"{user}:nogroup", str(world.path)], check=True)
         world.user = user
-        run = world.run("run", "ops/alone")
+        run = world.run("run", OPS)
         if run.end() == 3 and "this machine lacks user namespaces" in run.err:
             pytest.skip("this machine (a chroot, a container) has no user namespaces")
         assert run.end() == 0, run.told
         assert_booted(run.events, 1)
-        assert verdicts(run.events) == {"ops/alone#1": "PASS"}
+        assert verdicts(run.events) == {f"{OPS}#1": "PASS"}
         world.assert_nothing_left()
-        killed = world.start("run", "ops/alone")
+        killed = world.start("run", OPS)
         killed.event("vm_start")
         killed.qemu()
         killed.popen.kill()

@@ -7,11 +7,11 @@ import os
 import signal
 from pathlib import Path
 
-from world import World, assert_booted, of_type, verdicts
+from world import OPS, World, assert_booted, of_type, verdicts
 
 
 def test_killed_qemu(world: World, long_scenario: Path) -> None:
-    run = world.start("run", "ops/alone", "--replay", str(long_scenario), "--jobs", "1")
+    run = world.start("run", OPS, "--replay", str(long_scenario), "--jobs", "1")
     run.event("vm_start")
     qemu = run.qemu()
     identity = run.event("scenario_start", name="long")["scenario"]
@@ -19,7 +19,7 @@ def test_killed_qemu(world: World, long_scenario: Path) -> None:
     os.kill(qemu, signal.SIGKILL)
     assert run.end() == 0, run.told
     assert_booted(run.events, 2)
-    assert verdicts(run.events) == {"ops/alone#1": "PASS", "long#1": "LOST", "long#2": "PASS"}
+    assert verdicts(run.events) == {f"{OPS}#1": "PASS", "long#1": "LOST", "long#2": "PASS"}
     assert [(e["vm"], e["reason"]) for e in of_type(run.events, "vm_end")] == [
         ("vm0", "died"),
         ("vm1", "done"),

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from world import Running, World, assert_booted, of_type, verdicts, wait_for
+from world import OPS, Running, World, assert_booted, of_type, verdicts, wait_for
 
 from harness.report.model import read
 
@@ -20,7 +20,7 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 def booting(world: World) -> Running:
     """A run whose VM has just been started."""
-    run = world.start("run", "ops/alone")
+    run = world.start("run", OPS)
     run.event("vm_start")
     run.qemu()
     return run
@@ -28,7 +28,7 @@ def booting(world: World) -> Running:
 
 def running(world: World, scenario: Path) -> Running:
     """A run in the middle of a scenario."""
-    run = world.start("run", "ops/alone", "--replay", str(scenario), "--jobs", "1")
+    run = world.start("run", OPS, "--replay", str(scenario), "--jobs", "1")
     identity = run.event("scenario_start", name="long")["scenario"]
     run.event("step_start", scenario=identity, index=2)
     return run
@@ -37,7 +37,7 @@ def running(world: World, scenario: Path) -> Running:
 def building(world: World) -> Running:
     """A run that builds the kernel modules."""
     shutil.rmtree(world.cache / "objects/modules")
-    run = world.start("run", "ops/alone")
+    run = world.start("run", OPS)
 
     def compiling() -> bool:
         assert run.popen.poll() is None, run.told
@@ -103,7 +103,7 @@ def test_interrupted_while_running(
             run.popen.wait(0.05)
     assert_interrupted(run)
     assert_booted(run.events, 1)
-    assert verdicts(run.events) == {"ops/alone#1": "PASS"}
+    assert verdicts(run.events) == {f"{OPS}#1": "PASS"}
     assert [e["reason"] for e in of_type(run.events, "vm_end")] == ["stopped"]
 
 
@@ -127,7 +127,7 @@ def assert_killed(run: Running) -> None:
     assert [path.name[:11] for path in world.files()] == ["cohabit-vm-"]
     assert run.events[-1]["type"] != "run_end"
     # It gets no further than to what it was asked for.
-    following = world.run("run", "ops/alone", "--kernel", "path:/nonexistent", kernel=False)
+    following = world.run("run", OPS, "--kernel", "path:/nonexistent", kernel=False)
     assert following.end() == 2, following.told
     assert "removed what 1 killed VM(s) had left" in following.err
     world.assert_nothing_left()

@@ -19,6 +19,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KERNEL = "debian:6.12"
+#: Scenarios of two steps, for tests that are about something else.
+OPS = "ops/alone/on:cohabit_f1"
+DIRECT = "direct/alone/on:cohabit_f1"
 #: Seconds after which a test gives up waiting. What is waited for comes long before.
 PATIENCE = 240.0
 _POLL = 0.1
