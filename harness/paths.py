@@ -45,8 +45,8 @@ class _Walk:
     """One scenario, step by step.
 
     ``special``: something was done after which nothing is compared any more; ``held``,
-    ``off`` and ``pending``: calls in progress, ftrace turned off and livepatch
-    transitions, meanwhile.
+    ``unloaded``, ``off`` and ``pending``: calls in progress, the module of the functions
+    gone, ftrace turned off and livepatch transitions, meanwhile.
     """
 
     kernel: str
@@ -57,13 +57,14 @@ class _Walk:
     step: Event = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     special: bool = False
+    unloaded: bool = False
     off: bool = False
     pending: bool = False
     found: list[tuple[Place, View, History]] = field(default_factory=list)
 
     @property
     def comparable(self) -> bool:
-        return not (self.special or self.off or self.pending or self.held)
+        return not (self.special or self.off or self.pending or self.held or self.unloaded)
 
     def on(self, function: str) -> list[Attached]:
         return [a for a in self.here if function in a.functions]
@@ -127,7 +128,18 @@ class _Walk:
         self.special = self.special or not error
 
     def _do_unload(self, error: int) -> None:
-        self.special = self.special or not error
+        """Whoever is on a module that goes keeps half of what it has; if nobody is, it is new
+        when it comes back."""
+        if error:
+            return
+        gone = [f for f in self.functions if f in FUNCTIONS and FUNCTIONS[f].module]
+        self.special = self.special or any(self.on(f) for f in gone)
+        self.unloaded = True
+        for function in gone:
+            self.past[function] = _Function([*self.past[function].order, "(unloaded)"])
+
+    def _do_load(self, error: int) -> None:
+        self.unloaded = self.unloaded and bool(error)
 
     def _do_force(self, error: int) -> None:
         self.special = self.special or not error

@@ -168,17 +168,18 @@ def _survey_text(found: Survey, verbose: bool) -> str:
         lines.append(f"not judged: {kernel} where it was held to another policy (--profile)")
     missing: dict[str, dict[str, None]] = {}
     for judgement in found.survivors:
-        rule = judgement.mutant.rule.name
         if judgement.ran:
             lines.append(
                 f"SURVIVED: {judgement.kernel}: {judgement.mutant}, and nothing contradicts, of "
                 f"{judgement.ran} of the rule's own scenarios"
             )
         else:
-            missing.setdefault(judgement.kernel, {})[rule] = None
+            missing.setdefault(judgement.kernel, {})[judgement.mutant.rule.name] = None
     for kernel, names in missing.items():
         text = f"SURVIVED: {kernel}: none of their scenarios was run and passed: "
-        lines += textwrap.wrap(text + ", ".join(names), 100, subsequent_indent="  ")
+        lines += textwrap.wrap(
+            text + ", ".join(names), 100, subsequent_indent="  ", break_on_hyphens=False
+        )
     lines.append(
         f"{len(found.judgements)} wrong models, {len(found.survivors)} of them unnoticed; "
         f"{len(found.nowhere)} rules not judged"

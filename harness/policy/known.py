@@ -80,6 +80,14 @@ KNOWN: tuple[Known, ...] = (
         contradiction=Contradiction("attach kprobe-post", "errno", "EXDEV (18)", "0"),
     ),
     Known(
+        "kprobe-arm-lost",
+        ("misuse/kill-ftrace/kprobe",),
+        "docs/findings/kprobe-arm-lost.md",
+        first=(7, 2),
+        last=(7, 3),
+        contradiction=Contradiction("attach kprobe", "errno", "ENODEV (19)", "0"),
+    ),
+    Known(
         "kprobe-module-gone",
         ("kprobe/module-gone", "kprobe-post/module-gone", "kretprobe/module-gone"),
         "docs/findings/kprobe-module-gone.md",

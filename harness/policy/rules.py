@@ -83,6 +83,8 @@ ONE_DIRECT = Rule(
     "A function has at most one direct call; all BPF programs of it share one trampoline.",
     ("direct+direct/*", "direct+fentry/*", "direct+fexit/*", "*/many/direct-on:*"),
     errno.EBUSY,
+    # Before, direct calls were IPMODIFY, and one-ipmodify says the same.
+    since=(6, 0),
 )
 PERMANENT_NEEDS_ENABLED = Rule(
     "permanent-needs-enabled",
@@ -90,6 +92,7 @@ PERMANENT_NEEDS_ENABLED = Rule(
     "A PERMANENT ops is not registered while kernel.ftrace_enabled is 0.",
     ("livepatch/ftrace_enabled:attach-while-off",),
     errno.EBUSY,
+    until=(7, 2),
 )
 PERMANENT_KEEPS_ENABLED = Rule(
     "permanent-keeps-enabled",
@@ -111,7 +114,7 @@ DEAD = Rule(
     "dead-ftrace",
     _FTRACE + "ftrace_kill, ftrace_startup, ftrace_set_addr, ftrace_enable_sysctl",
     "Once ftrace has shut itself down, nothing is attached any more.",
-    ("misuse/kill-ftrace",),
+    ("misuse/kill-ftrace", "misuse/kill-ftrace/kprobe"),
     errno.ENODEV,
 )
 NOT_MODIFIABLE = Rule(
@@ -220,6 +223,8 @@ BPF_SHARES_TRAMPOLINE = Rule(
     _TRAMPOLINE + "bpf_trampoline_lookup",
     "All BPF programs of a function share one trampoline, and so one ftrace_ops.",
     ("fentry+fexit/*", "fexit+fexit/*", "fentry/up-to-the-limit"),
+    # Before, all direct calls shared one.
+    since=(6, 0),
 )
 FMOD_RET_TAKES_PLACE = Rule(
     "fmod_ret-takes-place",
@@ -255,7 +260,7 @@ SHARE_OUTLIVES_PROGRAMS = Rule(
     _TRAMPOLINE + "bpf_trampoline_update, bpf_trampoline_put",
     "The share flag stays while anything still holds a trampoline without programs "
     "(docs/findings/stale-share.md).",
-    ("livepatch+fexit/last-program-leaves-first",),
+    ("fexit+ipmodify/held-call/program-leaves-first", "livepatch+fexit/last-program-leaves-first"),
     since=(7, 2),
     arches=("x86-64",),
 )

@@ -199,6 +199,18 @@ def pending() -> Iterator[Scenario]:
     yield _scenario(
         "livepatch/pending/force", hold, a, Force("a"), release, Detach("a"), ends_vm=True
     )
+    # The sleeping call is in the trampoline's first image, which so outlives its program.
+    yield _scenario(
+        "fexit+ipmodify/held-call/program-leaves-first",
+        _on("x", "fexit", _HOLD),
+        hold,
+        _on("i", "ipmodify", _HOLD),
+        Detach("x"),
+        Detach("i"),
+        _on("y", "fexit", _HOLD),
+        release,
+        Detach("y"),
+    )
     for attacher in CORE:
         if attacher == "fmod_ret":
             continue
@@ -344,10 +356,11 @@ def limits() -> Iterator[Scenario]:
     # one page that a trampoline has (kernel/bpf/trampoline.c: bpf_trampoline_update).
     yield _scenario(
         "fentry/up-to-the-limit",
-        *(_on(f"n{number}", "fentry", _VMLINUX) for number in range(39)),
-        Detach("n0"),
-        _on("n38", "fentry", _VMLINUX, again=True),
+        *(_on(f"n{number}", "fentry", _VMLINUX) for number in range(40)),
         _on("x", "fexit", _VMLINUX),
+        Detach("n0"),
+        _on("n39", "fentry", _VMLINUX, again=True),
+        _on("x", "fexit", _VMLINUX, again=True),
     )
     yield _scenario("fmod_ret/where-it-must-not-be", _on("a", "fmod_ret", _VMLINUX), Detach("a"))
 
@@ -402,13 +415,14 @@ def endings() -> Iterator[Scenario]:
     where = _LANES[0]
     for what in _ENDING[:2]:
         yield _scenario(f"misuse/{what}", Misuse(what, where), ends_vm=True)
+    dead = Misuse("kill-ftrace", where)
     yield _scenario(
         "misuse/kill-ftrace",
-        Misuse("kill-ftrace", where),
+        dead,
         _on("a", "ops", where),
-        _on("b", "kprobe", where),
         _on("c", "direct", where),
         _on("d", "livepatch", where),
         Write(FTRACE_ENABLED, "0"),
         ends_vm=True,
     )
+    yield _scenario("misuse/kill-ftrace/kprobe", dead, _on("b", "kprobe", where), ends_vm=True)
