@@ -154,26 +154,19 @@ def _livepatch(state: State, step: Disable | Enable | Force, profile: Profile) -
     assert patch is not None
     if patch.phase == "off":
         return _answer(errno.ENOENT, rules.DISABLED_IS_GONE, profile), state
-    pending = patch.phase in ("enabling", "disabling")
+    pending = patch.phase == "enabling"
     if isinstance(step, Force):
         if not pending:
             return _answer(errno.EINVAL, rules.FORCE_ENDS_TRANSITION, profile), state
         if not profile.has(rules.FORCE_ENDS_TRANSITION.name):
             return Act(0, rules.FORCE_ENDS_TRANSITION), state
-        if patch.phase == "disabling":
-            after = history.withdraw(state, replace(patch, forced=True), profile)
-            return Act(0, rules.FORCE_ENDS_TRANSITION), after
         pinned = profile.semantics.force_pins
         on = replace(patch, phase="on", forced=pinned)
         return Act(0, rules.FORCE_ENDS_TRANSITION), state.changed(on)
     if isinstance(step, Enable):
-        if patch.phase != "disabling":
-            return _answer(errno.EINVAL, rules.NO_CHANGE_IS_INVALID, profile), state
-        return Act(0, rules.TRANSITION_REVERSES), state.changed(replace(patch, phase="on"))
+        return _answer(errno.EINVAL, rules.NO_CHANGE_IS_INVALID, profile), state
     if not pending and state.pending():
         return _answer(errno.EBUSY, rules.ONE_TRANSITION, profile), state
-    if patch.phase == "disabling":
-        return _answer(errno.EINVAL, rules.NO_CHANGE_IS_INVALID, profile), state
     rule = rules.TRANSITION_REVERSES if pending else rules.DETACH_ALWAYS
     if not profile.has(rule.name):
         return Act(0, rule), state
@@ -194,10 +187,7 @@ def _release(state: State, step: Release, profile: Profile) -> tuple[Act, State]
     state = replace(state, held=tuple(h for h in state.held if h.id != step.id))
     patch = state.pending()
     if patch and not state.holds(patch.functions):
-        if patch.phase == "enabling":
-            state = state.changed(replace(patch, phase="on"))
-        else:
-            state = history.withdraw(state, patch, profile)
+        state = state.changed(replace(patch, phase="on"))
     return Act(0, rules.CALLS, held=held.body), state
 
 

@@ -128,8 +128,8 @@ def _livepatches(state: State) -> dict[str, dict[str, int]]:
     """/sys/kernel/livepatch; a patch that is off has no directory there any more."""
     return {
         a.module: {
-            "enabled": int(a.phase != "disabling"),
-            "transition": int(a.phase in ("enabling", "disabling")),
+            "enabled": 1,
+            "transition": int(a.phase == "enabling"),
         }
         for a in state.attached
         if a.kind.ops == "livepatch" and a.active

@@ -10,8 +10,9 @@ from typing import Literal
 from .attachers import ATTACHERS, Attacher
 
 #: Where a livepatch stands (kernel/livepatch/transition.c); ``on`` for all else.
-#: ``off`` is a patch that is disabled while its module is still loaded.
-Phase = Literal["on", "enabling", "disabling", "off"]
+#: ``off`` is a patch that is disabled while its module is still loaded.  None waits to be
+#: disabled: no body of a livepatch of ours keeps a call.
+Phase = Literal["on", "enabling", "off"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class State:
 
     def pending(self) -> Attached | None:
         """The livepatch whose transition has not ended."""
-        return next((a for a in self.attached if a.phase in ("enabling", "disabling")), None)
+        return next((a for a in self.attached if a.phase == "enabling"), None)
 
     def holds(self, functions: tuple[str, ...]) -> bool:
         """Whether a call sleeps in one of the functions: only the original bodies do."""
