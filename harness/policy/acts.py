@@ -90,7 +90,7 @@ def _act(state: State, step: Step, profile: Profile, slot: int | None) -> tuple[
         held = Held(step.id, step.function, body_of(state, step.function, profile))
         return Act(0, rules.CALLS), replace(state, held=(*state.held, held))
     if isinstance(step, Release):
-        return _release(state, step, profile)
+        return _release(state, step)
     if isinstance(step, Misuse):
         return _misuse(state, step, profile)
     return _module(state, step, profile)
@@ -181,7 +181,7 @@ def _modify(state: State, step: Modify, profile: Profile) -> tuple[Act, State]:
     return Act(0, rules.MODIFY_MOVES), history.modify(state, direct, step.alternate, profile)
 
 
-def _release(state: State, step: Release, profile: Profile) -> tuple[Act, State]:
+def _release(state: State, step: Release) -> tuple[Act, State]:
     """The call returns; a transition that waited for it ends."""
     held = next(h for h in state.held if h.id == step.id)
     state = replace(state, held=tuple(h for h in state.held if h.id != step.id))
