@@ -51,7 +51,7 @@ def render(model: RunModel) -> str:
         "witnessed_steps": model.witnessed_steps(),
         "kernels": [_kernel(model, k) for k in model.kernels],
         "differences": [dataclasses.asdict(d) for d in differences.find(model)],
-        "groups": [_group(group) for group in model.groups.values()],
+        "groups": [_group(model, group) for group in model.groups.values()],
         "scenarios": [
             _scenario(model, s, counts=s.id in counting) for s in model.attempts.values()
         ],
@@ -111,7 +111,7 @@ def _vm(vm: Vm) -> dict[str, Any]:
     return shown
 
 
-def _group(group: Group) -> dict[str, Any]:
+def _group(model: RunModel, group: Group) -> dict[str, Any]:
     return {
         "id": group.id,
         "vm": group.vm,
@@ -119,8 +119,7 @@ def _group(group: Group) -> dict[str, Any]:
         "scenarios": list(group.scenarios),
         "verdict": group.verdict,
         "reason": group.reason,
-        "attributed": group.attributed,
-        "failed": group.failed,
+        "attributed": model.attributed(group),
     }
 
 

@@ -152,7 +152,30 @@ class RunModel:
 
     def group_failures(self) -> list[Group]:
         """Groups that came to grief without a scenario to stand for it, worst first."""
-        return sorted((g for g in self.groups.values() if g.failed), key=_rank)
+        return sorted(
+            (
+                g
+                for g in self.groups.values()
+                if g.verdict not in HARMLESS and not self.attributed(g)
+            ),
+            key=_rank,
+        )
+
+    def alone(self, group: Group) -> list[Scenario]:
+        """The later starts of a group's members, whose start in the group was void."""
+        void = [s for s in map(self.attempts.get, group.scenarios) if s and s.regrouped]
+        return [a for s in void for a in self.tries(s.kernel, s.name) if a.id != s.id]
+
+    def attributed(self, group: Group) -> bool:
+        """Whether a member had a group's accident again alone, and so stands for it.
+
+        A report of the kernel that is a known difference makes the member XFAIL.
+        """
+        return any(
+            s.verdict == group.verdict
+            or (s.verdict == "XFAIL" and s.reason.startswith(group.reason))
+            for s in self.alone(group)
+        )
 
     def kernel_of(self, kernel: str) -> Kernel:
         """The kernel with this id, even if the record does not introduce it."""
@@ -267,7 +290,6 @@ class RunModel:
             group,
             recorded_verdict=_text(e, "verdict") or "FAIL",
             recorded_reason=_text(e, "reason"),
-            attributed=bool(e.get("attributed")),
             ended_t=self.seconds,
         )
 

@@ -139,7 +139,6 @@ class Progress:
         if self._groups.get(group.vm) == group.id:
             del self._groups[group.vm]
             self._open[group.vm] = f"{group.vm}: between scenarios"
-        self._trouble += group.failed
         self._update()
         what = f"{group.id} on {group.kernel}"
         if group.verdict in HARMLESS:
@@ -148,9 +147,8 @@ class Progress:
             took = duration(self.model.seconds - group.started_t)
             self._plain(f"{self._place()}{what} ({took}): {found}")
             return
-        seen = "seen again alone" if group.attributed else "not seen again alone"
         self._say(
-            f"{self._place()}{group.verdict:5} {what}: {brief(group.reason)}, {seen}",
+            f"{self._place()}{group.verdict:5} {what}: {brief(group.reason)}",
             verdict_style(group.verdict),
         )
 
@@ -158,7 +156,6 @@ class Progress:
         scenario = self.model.attempts[event["scenario"]]
         if scenario.group not in self._regrouped:
             self._regrouped.add(scenario.group)
-            self._groups.pop(scenario.vm, None)
             why = brief(scenario.regrouped)
             self._say(f"{scenario.group}: its scenarios run again alone: {why}", "yellow")
         self._count(scenario)

@@ -299,11 +299,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Group:
-    """Scenarios that ran side by side on one VM.
-
-    ``attributed``: the accident that ended it was seen again when its members ran
-    alone, and so has a scenario of its own to stand for it.
-    """
+    """Scenarios that ran side by side on one VM."""
 
     id: str
     vm: str
@@ -312,7 +308,6 @@ class Group:
     started_t: float
     recorded_verdict: str = ""
     recorded_reason: str = ""
-    attributed: bool = False
     ended_t: float | None = None
 
     @property
@@ -324,11 +319,6 @@ class Group:
     def reason(self) -> str:
         """Why the verdict is what it is."""
         return self.recorded_reason if self.recorded_verdict else "not finished"
-
-    @property
-    def failed(self) -> bool:
-        """Whether it came to grief and no scenario stands for that."""
-        return self.verdict not in HARMLESS and not self.attributed
 
 
 def tally(scenarios: Iterable[Scenario]) -> dict[str, int]:

@@ -233,10 +233,7 @@ def group_lines(model: RunModel, group: Group) -> list[str]:
     names = some([m.name for m in members])
     lines = [f"{plural(len(group.scenarios), 'scenario')} side by side: {names}"]
     counting = {s.id for s in model.scenarios}
-    alone = [
-        s for m in members if m.regrouped for s in model.tries(m.kernel, m.name) if s.id != m.id
-    ]
-    if alone:
+    if alone := model.alone(group):
         found = ", ".join(f"{n} {verdict}" for verdict, n in tally(alone).items())
         lines.append(f"not seen again when they ran alone: {found}")
     left = [m for m in members if not m.finished and m.id in counting]

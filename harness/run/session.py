@@ -216,9 +216,7 @@ class Session:
         self._end_group(group, "PASS", "")
 
     def _end_group(self, group: str, verdict: str, reason: str) -> None:
-        self._record.event(
-            "group_end", group=group, verdict=verdict, reason=reason, attributed=False
-        )
+        self._record.event("group_end", group=group, verdict=verdict, reason=reason)
 
     def _begin(self, member: Member, group: str) -> None:
         scenario = member.scenario

@@ -142,7 +142,7 @@ class PolicyRun:
             self._phase(lanes, index)
         for lane in lanes:
             self._end(lane)
-        self.rec.emit("group_end", group=group, verdict="PASS", reason="", attributed=False)
+        self.rec.emit("group_end", group=group, verdict="PASS", reason="")
 
     def _accident(self, group: str, lanes: list[_Lane], verdict: str, again: bool) -> None:
         reason = "WARNING at kernel/trace/ftrace.c:2109"
@@ -150,6 +150,7 @@ class PolicyRun:
             self.rec.emit(
                 "scenario_regroup", scenario=lane.id, reason=f"{verdict} in group {group}: {reason}"
             )
+        self.rec.emit("group_end", group=group, verdict=verdict, reason=reason)
         self.rec.emit(
             "vm_end", vm=self.vm, reason="died", verdict=verdict, detail=reason,
             console_tail=["the console's last line"],
@@ -166,7 +167,6 @@ class PolicyRun:
                 )
             else:
                 self._end(alone)
-        self.rec.emit("group_end", group=group, verdict=verdict, reason=reason, attributed=again)
 
     def _start(self, lane: _Lane, **keys: str) -> None:
         self.rec.emit(

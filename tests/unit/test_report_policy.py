@@ -146,13 +146,6 @@ def test_a_group_without_an_end_is_a_failure() -> None:
     assert exit_status(model) == 1
 
 
-def test_an_unknown_attribution_is_none() -> None:
-    events = small({0: ("CRASH", True)})
-    for event in events:
-        event.pop("attributed", None)
-    assert len(model_of(events).group_failures()) == 1
-
-
 # --- text -----------------------------------------------------------------------------------
 
 
@@ -237,8 +230,8 @@ def test_json_has_orders_and_groups(trouble: RunModel) -> None:
         "counts": {"CRASH": 1, "FAIL": 1, "PASS": 34},
     }
     groups = {g["id"]: g for g in summary["groups"]}
-    assert groups["vm0:g3"]["failed"]
-    assert not groups["vm1:g12"]["failed"]
+    assert not groups["vm0:g3"]["attributed"]
+    assert groups["vm1:g12"]["attributed"]
     (failed,) = [s for s in summary["scenarios"] if s["name"] == PAIR]
     assert (failed["group"], failed["attachers"]) == ("vm0:g0", ["livepatch", "direct"])
     assert failed["steps"][0]["group_s"] == 0.4
@@ -366,8 +359,8 @@ def test_progress_tells_groups_not_their_members() -> None:
     assert any(f"FAIL  {PAIR} on {NEW}" in line for line in lines)
     assert any(line.startswith("[64/1152] vm0:g0 ") and "1 FAIL, 63 PASS" in line for line in lines)
     (group,) = [line for line in lines if "SPLAT vm0:g3" in line]
-    assert group.endswith("WARNING at kernel/trace/ftrace.c:2109, not seen again alone")
-    assert any("CRASH vm1:g12" in x and x.endswith(", seen again alone") for x in lines)
+    assert group.endswith("WARNING at kernel/trace/ftrace.c:2109")
+    assert any("CRASH vm1:g12" in line for line in lines)
     assert sum("run again alone" in line for line in lines) == 2
     assert any(line.startswith("[1152/1152] vm2:g18 ") for line in lines)
 
@@ -394,10 +387,9 @@ def test_progress_on_a_terminal_says_how_far_a_group_is(monkeypatch: pytest.Monk
     with Progress(out) as progress:
         for event in events[: ended + 1]:
             progress.feed(event)
-    last = out.getvalue()[out.getvalue().rindex("64/128") :]
-    assert "1 failed" in last, "the group itself"
-    assert "vm1: between scenarios" in last
-    assert "vm0" not in last, "it is gone"
+    last = out.getvalue()[out.getvalue().rindex("0/128") :]
+    assert "1 failed" not in last, "its members may show whose fault it is"
+    assert "vm0: between scenarios" in last
 
 
 # --- old records ----------------------------------------------------------------------------
