@@ -140,6 +140,13 @@ static inline void cohabit_free_filter(struct ftrace_ops *ops)
 #define COHABIT_HAS_DIRECT	0
 #endif
 
+/* 5.16 (f64dd4627ec6): direct calls can be registered through an ops. */
+#if COHABIT_HAS_DIRECT && LINUX_VERSION_CODE >= KERNEL_VERSION(5, 16, 0)
+#define COHABIT_HAS_DIRECT_OPS	1
+#else
+#define COHABIT_HAS_DIRECT_OPS	0
+#endif
+
 /* 6.0 (53cd885bc5c3): a direct ops may agree to share with IPMODIFY. */
 #if COHABIT_HAS_DIRECT && LINUX_VERSION_CODE >= KERNEL_VERSION(6, 0, 0)
 #define COHABIT_HAS_OPS_FUNC	1
@@ -171,7 +178,7 @@ static inline void cohabit_free_filter(struct ftrace_ops *ops)
  * their names to the new.
  */
 #if COHABIT_HAS_DIRECT
-#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 16, 0)
+#if !COHABIT_HAS_DIRECT_OPS
 static inline int cohabit_direct_register(struct ftrace_ops *ops, unsigned long *ips,
 					  unsigned int nr, unsigned long addr)
 {

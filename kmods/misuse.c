@@ -22,7 +22,7 @@ static void renew(unsigned long flags)
 	misused.flags = flags;
 }
 
-#if COHABIT_HAS_DIRECT && LINUX_VERSION_CODE >= KERNEL_VERSION(5, 16, 0)
+#if COHABIT_HAS_DIRECT_OPS
 
 /* Any trampoline does, as none of these is called. */
 void cohabit_direct_tramp_0(void);
