@@ -59,6 +59,10 @@ class Work:
     #: The VM that compiles the BPF programs and takes the scenarios that need them.
     compiler: Session | None = None
 
+    def left(self) -> int:
+        """How much is left to do, in scenarios; one that costs its VM has a boot to itself."""
+        return sum(1 + _WORTH_A_BOOT * job.scenario.ends_vm for job in self.queue)
+
 
 class Schedule:
     """Runs all work with ``jobs`` VMs at a time, on threads; the record has the outcome.
@@ -144,11 +148,11 @@ class Schedule:
                 return None
             open_works = [
                 w for w in self._works
-                if w.queue and (w.workers == 0 or len(w.queue) / (w.workers + 1) > _WORTH_A_BOOT)
+                if w.queue and (w.workers == 0 or w.left() / (w.workers + 1) > _WORTH_A_BOOT)
             ]  # fmt: skip
             if not open_works:
                 return None
-            work = max(open_works, key=lambda w: len(w.queue) / (w.workers + 1))
+            work = max(open_works, key=lambda w: w.left() / (w.workers + 1))
             work.workers += 1
             return work
 
@@ -167,7 +171,7 @@ class Schedule:
             ready = session.compiled or self._programs.there
             first = next((j for j in jobs if needs_compiler(j.scenario) == ready), None)
             if first is None:
-                if not ready and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
+                if not ready and work.workers > 1 and work.left() <= _WORTH_A_BOOT:
                     return []
                 first = jobs[0]
             taken = self._with_company(first, jobs, work, session)
