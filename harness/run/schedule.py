@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.agent.abi import LANES
-from harness.policy.profile import Profile
+from harness.policy import known
+from harness.policy.profile import Profile, release_version
 from harness.scenario.company import gather, sociable
 from harness.scenario.steps import Scenario
 from harness.target.protocol import Target, TargetAbortedError
@@ -182,7 +183,12 @@ class Schedule:
     def _with_company(
         self, first: Job, jobs: Sequence[Job], work: Work, session: Session
     ) -> list[Job]:
-        if first.alone or not sociable(first.scenario):
+        version = release_version(work.kernel)
+        if (
+            first.alone
+            or not sociable(first.scenario)
+            or known.breaks(first.scenario.name, version)
+        ):
             return [first]
         others = {
             job.scenario.name: job
@@ -191,6 +197,7 @@ class Schedule:
             and job is not first
             and job.attempt == first.attempt
             and needs_compiler(job.scenario) == needs_compiler(first.scenario)
+            and not known.breaks(job.scenario.name, version)
         }
         # Several VMs share what there is.
         limit = max(1, min(self._side_by_side, -(-(len(others) + 1) // work.workers)))
