@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import needs
 from harness.errors import InfraError, UsageError
-from harness.kernels import modules
+from harness.kernels import build, modules
 from harness.kernels.model import Kernel
 from harness.kernels.references import resolve
 from harness.kernels.store import Store, default_root
@@ -45,6 +45,28 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tree_options(parser: argparse.ArgumentParser) -> None:
+    """The options for kernels that are built from a tree."""
+    group = parser.add_argument_group("kernels from a tree")
+    group.add_argument(
+        "--flavour", choices=build.FLAVOURS, default="plain",
+        help="debug: lockdep and other checks; kasan: memory (docs/kernels.md)",
+    )  # fmt: skip
+    group.add_argument(
+        "--config", type=Path, metavar="FILE", help="options on top of Kconfig.fragment"
+    )
+
+
+def tree_options(args: argparse.Namespace, jobs: int = 0) -> build.Options:
+    """From add_tree_options; ``jobs`` of make, 0 for one a CPU.  Raises UsageError."""
+    path: Path | None = getattr(args, "config", None)
+    try:
+        extra = path.read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    return build.Options(getattr(args, "flavour", "plain"), extra, jobs)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
@@ -74,6 +96,7 @@ class Setup:
     wanted_accel: str = "auto"
     cpus: int = 1
     memory_mb: int = 1024
+    options: build.Options = field(default_factory=build.Options)
     _chosen: tuple[Accelerator, qemu.Qemu] | None = field(default=None, init=False)
 
     @classmethod
@@ -82,16 +105,19 @@ class Setup:
         check_needs(default_root())
         if swept := process.sweep():
             say(f"removed what {swept} killed VM(s) had left")
-        return cls(Store(default_root()), args.accel, args.cpus, args.memory)
+        options = tree_options(args)
+        return cls(Store(default_root()), args.accel, args.cpus, args.memory, options)
 
     @cached_property
     def root(self) -> Path:
         """The guest's root file system."""
         return rootfs.guest_root(self.store, say)
 
-    def kernel(self, reference: str) -> Kernel:
-        """The kernel that a reference names."""
-        return resolve(reference, self.store, say, root=self.root)
+    def kernel(self, reference: str, series: str = "") -> Kernel:
+        """The kernel that a reference names, with a series on top if it is a tree."""
+        return resolve(
+            reference, self.store, say, root=self.root, options=self.options, patches=series
+        )
 
     def kmods(self, kernel: Kernel) -> Path:
         """The kernel modules, built for that kernel."""
