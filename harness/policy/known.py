@@ -97,6 +97,19 @@ KNOWN: tuple[Known, ...] = (
         contradiction=Contradiction("detach", "registry", "-", "R"),
     ),
     Known(
+        "share-asked-late",
+        (
+            "livepatch+fentry+fexit/attach:abc/*",
+            "livepatch+fentry+fmod_ret/attach:abc/*",
+            "fentry+fexit+ipmodify/attach:cab/*",
+            "fentry+fmod_ret+ipmodify/attach:cab/*",
+        ),
+        "docs/findings/share-asked-late.md",
+        first=(6, 1),
+        last=(6, 1),
+        report="ftrace_ops_list_func",
+    ),
+    Known(
         "direct-module-gone",
         ("direct/module-gone",),
         "docs/findings/direct-module-gone.md",
@@ -106,6 +119,11 @@ KNOWN: tuple[Known, ...] = (
         contradiction=Contradiction("detach", "errno", "0", "ENODEV (19)"),
     ),
 )
+
+
+def breaks(scenario: str, version: Version) -> bool:
+    """Whether a scenario may leave a kernel of that release damaged for what runs beside it."""
+    return any(k.report and k.concerns(scenario, version) for k in KNOWN)
 
 
 def of_report(scenario: str, version: Version, title: str) -> Known | None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.agent.abi import LANES
-from harness.policy.profile import Profile
+from harness.policy import known
+from harness.policy.profile import Profile, release_version
 from harness.scenario.company import gather, sociable
 from harness.scenario.steps import Scenario
 from harness.target.protocol import Target, TargetAbortedError
@@ -58,6 +59,10 @@ class Work:
     failed_boots: int = 0
     #: The VM that compiles the BPF programs and takes the scenarios that need them.
     compiler: Session | None = None
+
+    def left(self) -> int:
+        """How much is left to do, in scenarios; one that costs its VM has a boot to itself."""
+        return sum(1 + _WORTH_A_BOOT * job.scenario.ends_vm for job in self.queue)
 
 
 class Schedule:
@@ -144,11 +149,11 @@ class Schedule:
                 return None
             open_works = [
                 w for w in self._works
-                if w.queue and (w.workers == 0 or len(w.queue) / (w.workers + 1) > _WORTH_A_BOOT)
+                if w.queue and (w.workers == 0 or w.left() / (w.workers + 1) > _WORTH_A_BOOT)
             ]  # fmt: skip
             if not open_works:
                 return None
-            work = max(open_works, key=lambda w: len(w.queue) / (w.workers + 1))
+            work = max(open_works, key=lambda w: w.left() / (w.workers + 1))
             work.workers += 1
             return work
 
@@ -167,7 +172,7 @@ class Schedule:
             ready = session.compiled or self._programs.there
             first = next((j for j in jobs if needs_compiler(j.scenario) == ready), None)
             if first is None:
-                if not ready and work.workers > 1 and len(work.queue) <= _WORTH_A_BOOT:
+                if not ready and work.workers > 1 and work.left() <= _WORTH_A_BOOT:
                     return []
                 first = jobs[0]
             taken = self._with_company(first, jobs, work, session)
@@ -178,7 +183,12 @@ class Schedule:
     def _with_company(
         self, first: Job, jobs: Sequence[Job], work: Work, session: Session
     ) -> list[Job]:
-        if first.alone or not sociable(first.scenario):
+        version = release_version(work.kernel)
+        if (
+            first.alone
+            or not sociable(first.scenario)
+            or known.breaks(first.scenario.name, version)
+        ):
             return [first]
         others = {
             job.scenario.name: job
@@ -187,6 +197,7 @@ class Schedule:
             and job is not first
             and job.attempt == first.attempt
             and needs_compiler(job.scenario) == needs_compiler(first.scenario)
+            and not known.breaks(job.scenario.name, version)
         }
         # Several VMs share what there is.
         limit = max(1, min(self._side_by_side, -(-(len(others) + 1) // work.workers)))

@@ -260,7 +260,7 @@ class Session:
             company = self._company([member], "")
             company.run()
             self._done(company)
-            residue, late = self._clean()
+            residue, late = self._clean_after(company)
         except AccidentError as accident:
             self._end(member, accident.verdict, accident.detail)
             raise
@@ -314,7 +314,7 @@ class Session:
             except SharedTroubleError as shared:
                 trouble = ("FAIL", str(shared))
             self._done(company)
-            residue, late = self._clean()
+            residue, late = self._clean_after(company)
             if splats := company.splats + late:
                 trouble, ended = ("SPLAT", splats[0]), True
             elif residue:
@@ -366,6 +366,11 @@ class Session:
         )
         found = [*found, *monitor.finish()]
         return [f.title for f in found if f.severity is not Severity.BENIGN]
+
+    def _clean_after(self, company: Company) -> tuple[str, list[str]]:
+        """As _clean, unless the VM is lost anyway: a kernel that reported a fault of its own
+        may well crash over what is left, and that would hide what the fault was."""
+        return ("", []) if company.splats else self._clean()
 
     def _clean(self) -> tuple[str, list[str]]:
         """Removes what is left; words for what could not be, and late reports."""

@@ -56,7 +56,7 @@ def shared(warm: Warm) -> Iterator[World]:
 def default_run(shared: World) -> Running:
     """``cohabit run``, once."""
     run = shared.start("run")
-    run.end()
+    run.end(patience=1200)
     return run
 
 
@@ -76,7 +76,10 @@ def outcomes(events: list[Event], name: str) -> list[tuple[str, int]]:
 
 
 def graph_count(run: Running) -> int | None:
-    """How many ops a function has with a fprobe for exits and the graph tracer; None: skipped."""
+    """How many ops a function has with a fprobe for exits and the graph tracer.
+
+    None where the kernel has no fprobes: Debian's 6.1 is built without.
+    """
     start = of_type(run.events, "scenario_start", name=FPROBE_AND_GRAPH)[0]
     ends = of_type(run.events, "step_end", scenario=start["scenario"], index=1)
     if not ends:
@@ -213,7 +216,7 @@ def test_release(shared: World, release: str) -> None:
     assert [e["xfail"] for e in ends] == (["kprobe-arm-lost"] if newer else [])
     assert found[GRAPH] == "PASS"
     # 6.14 and newer: both are users of the one ops of the function graph.
-    assert graph_count(run) == {"5.10": None, "6.1": 2}.get(release, 1)
+    assert graph_count(run) == (None if release in ("5.10", "6.1") else 1)
     off = outcomes(run.events, "ops/ftrace_enabled:off-on")[1]
     assert off == ("write", errno.EOPNOTSUPP if release == "7.3" else 0)
 

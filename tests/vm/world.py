@@ -29,9 +29,14 @@ _POLL = 0.1
 Event = dict[str, Any]
 
 
-def wait_for(what: str, condition: Callable[[], Any], details: Callable[[], str] = str) -> Any:
+def wait_for(
+    what: str,
+    condition: Callable[[], Any],
+    details: Callable[[], str] = str,
+    patience: float = PATIENCE,
+) -> Any:
     """The first true value of ``condition``; fails the test when there is none in time."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited in vain for {what}\n{details()}")
@@ -127,9 +132,9 @@ class Running:
 
         return int(wait_for("one QEMU", look, lambda: self.told)[0])
 
-    def end(self) -> int:
+    def end(self, patience: float = PATIENCE) -> int:
         """The exit status; waits for it."""
-        wait_for("the end", lambda: self.popen.poll() is not None, lambda: self.told)
+        wait_for("the end", lambda: self.popen.poll() is not None, lambda: self.told, patience)
         assert self.popen.returncode is not None
         return self.popen.returncode
 
