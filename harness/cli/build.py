@@ -11,7 +11,7 @@ from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from vm import rootfs
 
-from .setup import _positive, add_tree_options, check_needs, say, tree_options
+from .setup import add_tree_options, check_needs, positive, say, tree_options
 
 EXAMPLES = """examples:
   cohabit build tree:linux                       a working tree, uncommitted changes and all
@@ -33,7 +33,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument("reference", metavar="REF", help="tree:DIR, tree:DIR@REV or source:SERIES")
     parser.add_argument("--series", default="", metavar="PATCHES", help="patches to apply first")
-    parser.add_argument("--jobs", type=_positive, default=0, metavar="N", help="as make's -j")
+    parser.add_argument("--jobs", type=positive, default=0, metavar="N", help="as make's -j")
     add_tree_options(parser)
     parser.set_defaults(handler=run)
 

@@ -22,8 +22,8 @@ from harness.errors import CohabitError
 _COMMANDS = {
     "run": "run", "list": "list_", "report": "report", "compare": "compare", "bisect": "bisect",
     "explain": "explain", "paths": "paths", "rules": "rules", "kernels": "kernels",
-    "shell": "shell", "doctor": "doctor", "bench": "bench", "test": "selftest",
-    "completion": "completion",
+    "shell": "shell", "doctor": "doctor", "build": "build", "mutants": "mutants",
+    "bench": "bench", "test": "selftest", "completion": "completion",
 }  # fmt: skip
 
 _DESCRIPTION = """\

@@ -37,11 +37,11 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="auto: KVM if a kernel really boots on it, else emulation (TCG)",
     )  # fmt: skip
     group.add_argument(
-        "--cpus", type=_positive, default=1, metavar="N",
+        "--cpus", type=positive, default=1, metavar="N",
         help="vCPUs of each VM (default 1: livepatch transitions then end at once)",
     )  # fmt: skip
     group.add_argument(
-        "--memory", type=_positive, default=1024, metavar="MB", help="memory of each VM"
+        "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
     )
 
 
@@ -67,7 +67,8 @@ def tree_options(args: argparse.Namespace, jobs: int = 0) -> build.Options:
     return build.Options(getattr(args, "flavour", "plain"), extra, jobs)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return int(text)

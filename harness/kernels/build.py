@@ -16,13 +16,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata, util
 from pathlib import Path
-
-import virtme
 
 from harness.errors import InfraError
 from harness.kernels import kconfig
+from harness.kernels.git import Git
 from harness.kernels.model import Kernel
 from harness.kernels.modules import first_error
 from harness.kernels.programs import check_disk_full, stream
@@ -93,7 +93,7 @@ def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> K
         "flavour": options.flavour,
         "config": hashlib.sha256(fragments.encode()).hexdigest(),
         "builder": builder.parent.name,
-        "virtme": virtme.__file__ and _virtme_version(),
+        "virtme": _virtme_version().decode(),
         "recipe": RECIPE,
     }
     label = f"{tree.release} ({options.flavour}) of {tree.reference}"
@@ -107,13 +107,20 @@ def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> K
     final = store.get("built", inputs, make, label=label, say=say)
     (image,) = final.glob("boot/vmlinuz-*")
     release = image.name.removeprefix("vmlinuz-")
-    return kernel_in(final, reference=tree.reference, release=release, origin=tree.origin)
+    kernel = kernel_in(final, reference=tree.reference, release=release, origin=tree.origin)
+    return replace(kernel, abi=(final / f"boot/abi-{release}").read_text(encoding="ascii"))
 
 
-def _virtme_version() -> str:
-    from importlib.metadata import version
+def _virtme_version() -> bytes:
+    return metadata.version("virtme-ng").encode()
 
-    return version("virtme-ng")
+
+def _virtme() -> Path:
+    """Where virtme-ng's Python package is."""
+    found = util.find_spec("virtme")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
 
 
 @contextlib.contextmanager
@@ -163,7 +170,7 @@ class _Job:
     def _configure(self, changed: Sequence[str]) -> None:
         """Make ``.config`` anew when anything that it depends on has changed."""
         stamp = self.work / "configured"
-        key = hashlib.sha256(f"{self.fragments}\n{_virtme_version()}".encode()).hexdigest()
+        key = hashlib.sha256(self.fragments.encode() + _virtme_version()).hexdigest()
         config = self.out / ".config"
         kconfig_changed = any(Path(name).name.startswith("Kconfig") for name in changed)
         known = stamp.read_text(encoding="ascii") if stamp.exists() else ""
@@ -249,9 +256,21 @@ class _Job:
         shutil.copyfile(self.out / self.arch.image, boot / f"vmlinuz-{release}")
         shutil.copyfile(self.out / ".config", boot / f"config-{release}")
         shutil.copyfile(self.out / "System.map", boot / f"System.map-{release}")
+        (boot / f"abi-{release}").write_text(self._abi(stage / headers), encoding="ascii")
         for item in stage.iterdir():
             # The same file system: the cache has both.
             item.rename(target / item.name)
+
+    def _abi(self, headers: Path) -> str:
+        """A hash of what module builds take from the kernel: a patch to a .c file changes none."""
+        digest = hashlib.sha256(self.builder.parent.name.encode())
+        directories = ("include", f"arch/{self.arch.srcarch}/include", "scripts", "tools")
+        words = ["rev-parse", *(f"{self.tree.oid}:{name}" for name in directories)]
+        ids = Git(self.tree.repository).run(*words, what="looking for the headers").stdout
+        digest.update(ids.encode())
+        for name in (".config", "Module.symvers", "vmlinux", "include/config/kernel.release"):
+            digest.update((headers / name).read_bytes())
+        return digest.hexdigest()
 
     # --- running programs -------------------------------------------------------------------
 
@@ -269,7 +288,7 @@ class _Job:
                 (self.work / "stage", "stage", True),
                 (self.work, "work", False),
                 (self.ccache, "ccache", True),
-                (Path(virtme.__file__).parent, "virtme/virtme", False),
+                (_virtme(), "virtme/virtme", False),
             ],
             env={
                 "CCACHE_DIR": "/ccache",

@@ -85,11 +85,22 @@ def _files(source: Path, srcarch: str) -> Iterator[Path]:
             yield path
 
 
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield lines with their numbers, those that a backslash continues as one."""
+    whole, begun = "", 0
+    for number, line in enumerate(text.splitlines(), 1):
+        begun = begun if whole else number
+        whole += line.removesuffix("\\")
+        if not line.endswith("\\"):
+            yield begun, whole
+            whole = ""
+
+
 def _in_file(text: str, place: str, symbol: str) -> Iterator[Definition]:
     blocks: list[str] = []
     conditions: list[str] | None = None
     begun = 0
-    for number, line in enumerate(text.replace("\\\n", " ").splitlines(), 1):
+    for number, line in _lines(text):
         if line[:1].isspace() or not line:
             if conditions is not None and (match := _DEPENDS.match(line)):
                 conditions.append(" ".join(match[1].split()))

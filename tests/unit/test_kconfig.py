@@ -49,7 +49,7 @@ def source(tmp_path: Path) -> Path:
 def test_what_stood_in_the_way(source: Path) -> None:
     config = {"CONFIG_MODULES": "y", "CONFIG_DYNAMIC_FTRACE_WITH_ARGS": "n", "CONFIG_SYSFS": "y"}
     assert kconfig.obstacles("CONFIG_LIVEPATCH", source, "x86", config) == (
-        "kernel/livepatch/Kconfig:8 depends on DYNAMIC_FTRACE_WITH_REGS || "
+        "kernel/livepatch/Kconfig:9 depends on DYNAMIC_FTRACE_WITH_REGS || "
         "DYNAMIC_FTRACE_WITH_ARGS (not set: DYNAMIC_FTRACE_WITH_REGS, DYNAMIC_FTRACE_WITH_ARGS)"
     )
     assert kconfig.obstacles("CONFIG_LAST", source, "x86", config) == (
