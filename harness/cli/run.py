@@ -75,7 +75,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--bisect", action="store_true",
         help="end as `git bisect run` wants it: 0 good, 1 bad, 125 where this cannot be told",
     )  # fmt: skip
-    add_tree_options(parser)
+    add_tree_options(parser).add_argument(
+        "--series", default="", metavar="PATCHES",
+        help="apply these first: a file, directory, mbox, git:DIR:A..B or b4:MESSAGE-ID",
+    )  # fmt: skip
     add_machine_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=tuple(FORMATS), default="text")
@@ -182,7 +185,8 @@ def _works(
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
             arch=kernel.arch, origin=kernel.origin, profile=chosen_profile.name,
-            profile_why=chosen_profile.why,
+            profile_why=chosen_profile.why, image_bytes=kernel.image.stat().st_size,
+            options=list(kernel.options),
         )  # fmt: skip
 
         def make(name: str, kernel: Kernel = kernel) -> VmTarget:
@@ -264,7 +268,7 @@ def _run(args: argparse.Namespace) -> tuple[RunModel, int]:
         check(reference)
     setup = Setup.of(args)
     directory = args.output or new_directory(setup.store.root / "runs")
-    kernels = ((reference, setup.kernel(reference)) for reference in references)
+    kernels = ((reference, setup.kernel(reference, args.series)) for reference in references)
     model, status = perform(
         setup, kernels, scenarios, args, directory, len(scenarios) * len(references), args.profile
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from harness import needs
 from harness.errors import InfraError, UsageError
 from harness.kernels import build, modules
 from harness.kernels.model import Kernel
-from harness.kernels.references import resolve
+from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from harness.target.vm import VmTarget
 from vm import accel, process, qemu, rootfs
@@ -45,8 +46,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_tree_options(parser: argparse.ArgumentParser) -> None:
-    """The options for kernels that are built from a tree."""
+def add_tree_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The options for kernels that are built from a tree; the group may take more."""
     group = parser.add_argument_group("kernels from a tree")
     group.add_argument(
         "--flavour", choices=build.FLAVOURS, default="plain",
@@ -55,6 +56,7 @@ def add_tree_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config", type=Path, metavar="FILE", help="options on top of Kconfig.fragment"
     )
+    return group
 
 
 def tree_options(args: argparse.Namespace, jobs: int = 0) -> build.Options:
@@ -98,6 +100,7 @@ class Setup:
     cpus: int = 1
     memory_mb: int = 1024
     options: build.Options = field(default_factory=build.Options)
+    tree_words: tuple[str, ...] = ()
     _chosen: tuple[Accelerator, qemu.Qemu] | None = field(default=None, init=False)
 
     @classmethod
@@ -107,7 +110,10 @@ class Setup:
         if swept := process.sweep():
             say(f"removed what {swept} killed VM(s) had left")
         options = tree_options(args)
-        return cls(Store(default_root()), args.accel, args.cpus, args.memory, options)
+        words = ["--flavour", options.flavour] if options.flavour != "plain" else []
+        words += ["--config", str(args.config)] if options.extra else []
+        store = Store(default_root())
+        return cls(store, args.accel, args.cpus, args.memory, options, (*words,))
 
     @cached_property
     def root(self) -> Path:
@@ -116,9 +122,13 @@ class Setup:
 
     def kernel(self, reference: str, series: str = "") -> Kernel:
         """The kernel that a reference names, with a series on top if it is a tree."""
-        return resolve(
+        kernel = resolve(
             reference, self.store, say, root=self.root, options=self.options, patches=series
         )
+        if not is_tree(reference):
+            return kernel
+        words = ["--series", series] if series else []
+        return dataclasses.replace(kernel, options=(*words, *self.tree_words))
 
     def kmods(self, kernel: Kernel) -> Path:
         """The kernel modules, built for that kernel."""
