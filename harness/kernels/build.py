@@ -196,8 +196,11 @@ class _Job:
     def _check_config(self) -> None:
         config = kconfig.options((self.out / ".config").read_text(encoding="utf-8"))
         wanted = kconfig.options(self.fragments)
-        problems, absent = [], []
+        problems, absent, stayed = [], [], []
         for item in kconfig.lost(wanted, config):
+            if item.wanted == "n":
+                stayed.append(item.option)
+                continue
             why = kconfig.obstacles(item.option, self.source, self.arch.srcarch, config)
             if why.startswith("this tree has no"):
                 absent.append(item.option)
@@ -208,6 +211,8 @@ class _Job:
                 f"note: {self.tree.release} has no {', '.join(absent)}; "
                 "scenarios that need it will be skipped"
             )
+        if stayed:
+            self.say(f"note: others select {', '.join(stayed)}, which no scenario needs")
         if problems:
             raise InfraError(
                 f"the configuration of {self.tree.reference} lost what cohabit needs:"
