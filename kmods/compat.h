@@ -154,6 +154,13 @@ static inline void cohabit_free_filter(struct ftrace_ops *ops)
 #define COHABIT_HAS_OPS_FUNC	0
 #endif
 
+/* In no release, but in a series (tests/series/share-ipmodify-v2). */
+#ifdef FTRACE_OPS_FL_SHARE_IPMODIFY
+#define COHABIT_OPS_FL_SHARE	FTRACE_OPS_FL_SHARE_IPMODIFY
+#else
+#define COHABIT_OPS_FL_SHARE	0
+#endif
+
 /*
  * 7.0 (956747efd82a): the callback is told the function it is asked about.
  * COHABIT_OPS_FUNC_IP() is no function's address where it isn't.

@@ -57,7 +57,21 @@ void notrace cohabit_direct_hit(unsigned int tramp, const unsigned long *args)
 }
 
 #if COHABIT_HAS_OPS_FUNC
-/* The trampolines can always share: nothing to change, whatever is asked. */
+/* Whether the ops was asked to share each of its functions. */
+static bool asked_about_all(struct cohabit_slot *slot)
+{
+	unsigned int i;
+
+	for (i = 0; i < slot->nr; i++)
+		if (!atomic64_read(&slot->targets[i].seen.share_peer))
+			return false;
+	return true;
+}
+
+/*
+ * The trampolines can always share: nothing to change, whatever is asked. Where
+ * a flag says so, it says it of all functions.
+ */
 static COHABIT_OPS_FUNC(cohabit_direct_ops_func, ops, ip, cmd)
 {
 	struct cohabit_slot *slot = container_of(ops, struct cohabit_slot, ops);
@@ -69,6 +83,8 @@ static COHABIT_OPS_FUNC(cohabit_direct_ops_func, ops, ip, cmd)
 		break;
 	case FTRACE_OPS_CMD_ENABLE_SHARE_IPMODIFY_PEER:
 		atomic64_inc(&seen->share_peer);
+		if (asked_about_all(slot))
+			ops->flags |= COHABIT_OPS_FL_SHARE;
 		break;
 	case FTRACE_OPS_CMD_DISABLE_SHARE_IPMODIFY_PEER:
 		atomic64_inc(&seen->unshare_peer);
@@ -87,6 +103,7 @@ static COHABIT_OPS_FUNC(cohabit_direct_ops_refuse, ops, ip, cmd)
 static int direct_attach(struct cohabit_slot *slot, u32 flags)
 {
 	unsigned int nr = slot - direct_slots;
+	int ret;
 
 	memset(&slot->ops, 0, sizeof(slot->ops));
 	if (flags & (COHABIT_F_OPS_FUNC | COHABIT_F_OPS_REFUSE)) {
@@ -98,7 +115,13 @@ static int direct_attach(struct cohabit_slot *slot, u32 flags)
 #endif
 	}
 	current_tramp[nr] = (unsigned long)tramps[nr];
-	return cohabit_direct_register(&slot->ops, slot->ips, slot->nr, current_tramp[nr]);
+	ret = cohabit_direct_register(&slot->ops, slot->ips, slot->nr, current_tramp[nr]);
+	/* Such a kernel wants to hear that the trampoline shares, and to be asked again. */
+	if (ret == -EAGAIN && COHABIT_OPS_FL_SHARE && flags & COHABIT_F_OPS_FUNC) {
+		slot->ops.flags |= COHABIT_OPS_FL_SHARE;
+		ret = cohabit_direct_register(&slot->ops, slot->ips, slot->nr, current_tramp[nr]);
+	}
+	return ret;
 }
 
 static int direct_detach(struct cohabit_slot *slot)

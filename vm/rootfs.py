@@ -48,6 +48,21 @@ PACKAGES = (
     "libc6-dev",
     "openssh-server",
 )
+BUILDER_PACKAGES = (
+    "gcc",
+    "libc6-dev",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "dwarves",
+    "python3",
+    "kmod",
+    "lz4",
+    "ccache",
+)
 RECIPE = "2"
 """Counts up whenever what is done below changes what comes out."""
 
@@ -97,6 +112,27 @@ def guest_root(store: Store, say: Say) -> Path:
         return ["usr/bin/kmod", "usr/libexec/virtiofsd", "usr/bin/busybox"]
 
     return store.get("rootfs", inputs, make, label=f"guest root ({SUITE})", say=say)
+
+
+def builder_root(store: Store, say: Say) -> Path:
+    """Return the root file system in which kernels are built, made on first use.
+
+    The same Debian as the guest's: what a kernel's build leaves for module builds (modpost,
+    objtool) then runs in the guest's root too.  Raises as ``guest_root``.
+    """
+    inputs = {"suite": SUITE, "packages": " ".join(BUILDER_PACKAGES), "recipe": RECIPE}
+
+    def make(tree: Path) -> list[str]:
+        say(f"making the root file system that builds kernels (Debian {SUITE}, about a minute)")
+        mirrors = apt.find_mirrors()
+        options = ["--variant=minbase", f"--include={','.join(BUILDER_PACKAGES)}"]
+        options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
+        options.append("--dpkgopt=force-unsafe-io")
+        options.append('--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt/lists')
+        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)])
+        return ["usr/bin/make", "usr/bin/ccache"]
+
+    return store.get("builder", inputs, make, label=f"kernel builder ({SUITE})", say=say)
 
 
 def virtiofsd(root: Path) -> Path:

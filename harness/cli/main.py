@@ -20,8 +20,9 @@ from harness.errors import CohabitError
 #: Each command, in the order of the help, and its module. A module is imported when its command
 #: is the one to run: all of them together take longer than many a command.
 _COMMANDS = {
-    "run": "run", "list": "list_", "report": "report", "explain": "explain", "paths": "paths",
-    "rules": "rules", "kernels": "kernels", "shell": "shell", "doctor": "doctor",
+    "run": "run", "list": "list_", "report": "report", "compare": "compare", "bisect": "bisect",
+    "explain": "explain", "paths": "paths", "rules": "rules", "kernels": "kernels",
+    "shell": "shell", "doctor": "doctor", "build": "build", "mutants": "mutants",
     "bench": "bench", "test": "selftest", "completion": "completion",
 }  # fmt: skip
 
@@ -63,6 +64,16 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _parsed(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    try:
+        return top.parse_args(words)
+    except SystemExit as end:
+        # `git bisect run` would take 2 for a bad revision, and look for another.
+        if end.code and "--bisect" in words:
+            raise SystemExit(255) from None
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     words = sys.argv[1:] if argv is None else argv
@@ -70,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = parser(words[0] if words and not completing else "")
     if completing:
         argcomplete.autocomplete(top)
-    args = top.parse_args(words)
+    args = _parsed(top, words)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

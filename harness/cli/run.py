@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from harness import __version__
 from harness.agent.abi import LANES
-from harness.errors import UsageError
+from harness.errors import CohabitError, InfraError, UsageError
 from harness.kernels.model import Kernel
 from harness.kernels.references import check
 from harness.policy import profile
@@ -29,7 +30,7 @@ from harness.scenario.parse import scenario_from_json
 from harness.scenario.steps import Scenario
 from harness.target.vm import VmTarget
 
-from .setup import DEFAULT_KERNEL, Setup, add_machine_options, say
+from .setup import DEFAULT_KERNEL, Setup, add_machine_options, add_tree_options, say
 
 EXAMPLES = """examples:
   cohabit run                                    the default scenarios on the default kernel
@@ -40,7 +41,12 @@ EXAMPLES = """examples:
                                                  hold an old kernel to a newer policy
   cohabit run pairs triples                      both matrices, all orders
   cohabit run --replay found.json                a scenario from a file
+  git bisect run cohabit run --bisect --kernel tree:. NAME
+                                                 find the commit that broke a scenario
 """
+
+#: What `git bisect run` takes for "this one cannot be tested", and for "stop".
+GIT_SKIP, GIT_STOP = 125, 255
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -61,8 +67,29 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument(
         "--kernel", action="append", metavar="REF",
-        help=f"debian:6.12, debian:<release> or path:DIR; repeatable (default {DEFAULT_KERNEL})",
+        help="debian:6.12, debian:<release>, path:DIR, tree:DIR, tree:DIR@REV or source:7.2; "
+        f"repeatable (default {DEFAULT_KERNEL})",
     )  # fmt: skip
+    add_run_options(parser)
+    parser.add_argument(
+        "--bisect", action="store_true",
+        help="end as `git bisect run` wants it: 0 good, 1 bad, 125 where this cannot be told",
+    )  # fmt: skip
+    add_tree_options(parser).add_argument(
+        "--series", default="", metavar="PATCHES",
+        help="apply these first: a file, directory, mbox, git:DIR:A..B or b4:MESSAGE-ID",
+    )  # fmt: skip
+    add_machine_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--format", choices=tuple(FORMATS), default="text")
+    output.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page too")
+    output.add_argument("--output", type=Path, metavar="DIR", help="where the run's record goes")
+    parser.set_defaults(handler=run)
+
+
+def add_run_options(parser: argparse._ActionsContainer) -> None:
+    """The options that say which scenarios to run, and how: of each command that runs some."""
     parser.add_argument("--all", action="store_true", help="from the whole catalogue")
     parser.add_argument(
         "--replay", action="append", type=Path, default=[], metavar="FILE",
@@ -78,13 +105,6 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--together", type=int, metavar="N", default=LANES,
         help=f"scenarios that may run side by side in a VM (default {LANES}; 1: each alone)",
     )  # fmt: skip
-    add_machine_options(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--format", choices=tuple(FORMATS), default="text")
-    output.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML too")
-    output.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page too")
-    output.add_argument("--output", type=Path, metavar="DIR", help="where the run's record goes")
-    parser.set_defaults(handler=run)
 
 
 def render_text(model: RunModel) -> str:
@@ -139,13 +159,21 @@ def _jobs(wanted: int | None) -> int:
     return min(len(os.sched_getaffinity(0)), 4)
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UsageError for a value of add_run_options that is none."""
+    if args.profile:
+        profile.choose("6.12", {}, args.profile)
+    _jobs(args.jobs)
+    if not 1 <= args.together <= LANES:
+        raise UsageError(f"--together takes a number from 1 to {LANES}")
+
+
 def _works(
-    setup: Setup, references: Sequence[str], scenarios: Sequence[Scenario],
+    setup: Setup, kernels: Iterable[tuple[str, Kernel]], scenarios: Sequence[Scenario],
     override: str | None, record: Record,
 ) -> list[Work]:  # fmt: skip
     works: list[Work] = []
-    for reference in references:
-        kernel = setup.kernel(reference)
+    for reference, kernel in kernels:
         if any(work.kernel == kernel.release for work in works):
             raise UsageError(
                 f"{reference} is {kernel.release}, which another --kernel names too",
@@ -157,7 +185,8 @@ def _works(
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
             arch=kernel.arch, origin=kernel.origin, profile=chosen_profile.name,
-            profile_why=chosen_profile.why,
+            profile_why=chosen_profile.why, image_bytes=kernel.image.stat().st_size,
+            options=list(kernel.options),
         )  # fmt: skip
 
         def make(name: str, kernel: Kernel = kernel) -> VmTarget:
@@ -167,19 +196,16 @@ def _works(
     return works
 
 
-def run(args: argparse.Namespace) -> int:
-    """The command; returns the exit status."""
-    scenarios = chosen(args)
-    if args.profile:
-        profile.choose("6.12", {}, args.profile)
-    references = args.kernel or [DEFAULT_KERNEL]
-    for reference in references:
-        check(reference)
-    jobs = _jobs(args.jobs)
-    if not 1 <= args.together <= LANES:
-        raise UsageError(f"--together takes a number from 1 to {LANES}")
-    setup = Setup.of(args)
-    directory = args.output or new_directory(setup.store.root / "runs")
+def perform(
+    setup: Setup, kernels: Iterable[tuple[str, Kernel]], scenarios: Sequence[Scenario],
+    args: argparse.Namespace, directory: Path, planned: int, override: str | None,
+) -> tuple[RunModel, int]:  # fmt: skip
+    """Makes one run, recorded in ``directory``; returns it with its exit status.
+
+    ``kernels``, references with what they name, are asked for one by one, after the
+    record has begun; ``planned`` scenarios there are over all of them.  ``override`` is a
+    profile's name or None.  ``args`` has the values of ``add_run_options``.
+    """
     with Progress(sys.stderr) as progress, Record(directory, (progress.feed,)) as record:
         record.event(
             "run_start",
@@ -188,13 +214,13 @@ def run(args: argparse.Namespace) -> int:
             argv=sys.argv[1:],
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             host=_host(),
-            planned=len(scenarios) * len(references),
+            planned=planned,
         )
         interrupted = False
         try:
-            works = _works(setup, references, scenarios, args.profile, record)
+            works = _works(setup, kernels, scenarios, override, record)
             programs = Programs(setup.store.state)
-            Schedule(works, record, jobs, args.together, programs).run()
+            Schedule(works, record, _jobs(args.jobs), args.together, programs).run()
         except KeyboardInterrupt:
             interrupted = True
         model = progress.model
@@ -206,9 +232,74 @@ def run(args: argparse.Namespace) -> int:
             exit_status=status,
             interrupted=interrupted,
         )
+    return model, status
+
+
+def run_once(
+    setup: Setup, kernel: Kernel, scenarios: Sequence[Scenario], args: argparse.Namespace,
+    directory: Path | None = None, override: str | None = None,
+) -> Path:  # fmt: skip
+    """Runs scenarios on one kernel for another command; returns the record's directory.
+
+    The record goes to ``directory`` or to a new one.  Raises KeyboardInterrupt, with the
+    record complete, when the run was interrupted.
+    """
+    directory = directory or new_directory(setup.store.root / "runs")
+    named = [(kernel.reference, kernel)]
+    _, status = perform(setup, named, scenarios, args, directory, len(scenarios), override)
+    say(f"record: {directory}")
+    if status == 130:
+        raise KeyboardInterrupt
+    return directory
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; returns the exit status."""
+    with _for_git() if args.bisect else contextlib.nullcontext():
+        model, status = _run(args)
+        return git_status(model, status) if args.bisect else status
+
+
+def _run(args: argparse.Namespace) -> tuple[RunModel, int]:
+    scenarios = chosen(args)
+    check_options(args)
+    references = args.kernel or [DEFAULT_KERNEL]
+    for reference in references:
+        check(reference)
+    setup = Setup.of(args)
+    directory = args.output or new_directory(setup.store.root / "runs")
+    kernels = ((reference, setup.kernel(reference, args.series)) for reference in references)
+    model, status = perform(
+        setup, kernels, scenarios, args, directory, len(scenarios) * len(references), args.profile
+    )
     write_reports(model, args)
     say(f"record: {directory}")
+    return model, status
+
+
+def git_status(model: RunModel, status: int) -> int:
+    """The status of a run for `git bisect run`, from the one it has otherwise.
+
+    A kernel that did not boot, or that nothing is known of, says nothing about the change
+    that is looked for.
+    """
+    if status == 3 or "BOOT_FAIL" in model.counts():
+        return GIT_SKIP
     return status
+
+
+@contextlib.contextmanager
+def _for_git() -> Iterator[None]:
+    """Makes errors end as `git bisect run` wants it: none of them is a bad revision."""
+    try:
+        yield
+    except OSError as error:
+        failed = InfraError(f"{error.strerror or error}")
+        failed.exit_status = GIT_SKIP
+        raise failed from error
+    except CohabitError as error:
+        error.exit_status = GIT_STOP if isinstance(error, UsageError) else GIT_SKIP
+        raise
 
 
 def _host() -> dict[str, object]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from harness import needs
 from harness.errors import InfraError, UsageError
-from harness.kernels import modules
+from harness.kernels import build, modules
 from harness.kernels.model import Kernel
-from harness.kernels.references import resolve
+from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from harness.target.vm import VmTarget
 from vm import accel, process, qemu, rootfs
@@ -37,15 +38,39 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="auto: KVM if a kernel really boots on it, else emulation (TCG)",
     )  # fmt: skip
     group.add_argument(
-        "--cpus", type=_positive, default=1, metavar="N",
+        "--cpus", type=positive, default=1, metavar="N",
         help="vCPUs of each VM (default 1: livepatch transitions then end at once)",
     )  # fmt: skip
     group.add_argument(
-        "--memory", type=_positive, default=1024, metavar="MB", help="memory of each VM"
+        "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
     )
 
 
-def _positive(text: str) -> int:
+def add_tree_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The options for kernels that are built from a tree; the group may take more."""
+    group = parser.add_argument_group("kernels from a tree")
+    group.add_argument(
+        "--flavour", choices=build.FLAVOURS, default="plain",
+        help="debug: lockdep and other checks; kasan: memory (docs/kernels.md)",
+    )  # fmt: skip
+    group.add_argument(
+        "--config", type=Path, metavar="FILE", help="options on top of Kconfig.fragment"
+    )
+    return group
+
+
+def tree_options(args: argparse.Namespace, jobs: int = 0) -> build.Options:
+    """From add_tree_options; ``jobs`` of make, 0 for one a CPU.  Raises UsageError."""
+    path: Path | None = getattr(args, "config", None)
+    try:
+        extra = path.read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    return build.Options(getattr(args, "flavour", "plain"), extra, jobs)
+
+
+def positive(text: str) -> int:
+    """A number from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return int(text)
@@ -74,6 +99,8 @@ class Setup:
     wanted_accel: str = "auto"
     cpus: int = 1
     memory_mb: int = 1024
+    options: build.Options = field(default_factory=build.Options)
+    tree_words: tuple[str, ...] = ()
     _chosen: tuple[Accelerator, qemu.Qemu] | None = field(default=None, init=False)
 
     @classmethod
@@ -82,16 +109,26 @@ class Setup:
         check_needs(default_root())
         if swept := process.sweep():
             say(f"removed what {swept} killed VM(s) had left")
-        return cls(Store(default_root()), args.accel, args.cpus, args.memory)
+        options = tree_options(args)
+        words = ["--flavour", options.flavour] if options.flavour != "plain" else []
+        words += ["--config", str(args.config)] if options.extra else []
+        store = Store(default_root())
+        return cls(store, args.accel, args.cpus, args.memory, options, (*words,))
 
     @cached_property
     def root(self) -> Path:
         """The guest's root file system."""
         return rootfs.guest_root(self.store, say)
 
-    def kernel(self, reference: str) -> Kernel:
-        """The kernel that a reference names."""
-        return resolve(reference, self.store, say, root=self.root)
+    def kernel(self, reference: str, series: str = "") -> Kernel:
+        """The kernel that a reference names, with a series on top if it is a tree."""
+        kernel = resolve(
+            reference, self.store, say, root=self.root, options=self.options, patches=series
+        )
+        if not is_tree(reference):
+            return kernel
+        words = ["--series", series] if series else []
+        return dataclasses.replace(kernel, options=(*words, *self.tree_words))
 
     def kmods(self, kernel: Kernel) -> Path:
         """The kernel modules, built for that kernel."""

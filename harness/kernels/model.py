@@ -19,7 +19,9 @@ class Kernel:
     ``tree`` is laid over the guest's root file system: it has
     ``usr/lib/modules/RELEASE`` (modules uncompressed, ``modules.dep`` made) and, if
     ``headers``, ``usr/src`` and ``usr/lib/linux-kbuild-*``.  ``config_file`` and
-    ``system_map`` are None when the source had none.
+    ``system_map`` are None when the source had none.  ``abi`` stands for all that modules
+    built for it depend on, where that is known better than by the ``origin``; ``options``
+    are the words beside ``--kernel REFERENCE`` that name it on a command line.
     """
 
     reference: str
@@ -32,6 +34,8 @@ class Kernel:
     system_map: Path | None
     origin: str
     headers: bool
+    abi: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def modules(self) -> Path:

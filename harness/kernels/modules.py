@@ -50,7 +50,7 @@ def build(kernel: Kernel, source: Path, root: Path, store: Store, say: Say) -> P
     sources = sorted(_sources(source))
     inputs = {
         "release": kernel.release,
-        "origin": kernel.origin,
+        "origin": kernel.abi or kernel.origin,
         "sources": _digest(source, sources),
         "root": root.parent.name,
         "recipe": RECIPE,

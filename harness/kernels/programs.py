@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "unshare": "util-linux",
     "tar": "tar",
+    "git": "git",
+    "b4": "b4",
 }
 _FULL = (
     "No space left on device",
@@ -101,3 +103,45 @@ def run(
                 + tail(done.stderr or done.stdout)
             )
     return done
+
+
+def stream(
+    argv: Sequence[str | Path],
+    *,
+    what: str,
+    log: Path,
+    line: Callable[[str], None] | None = None,
+) -> int:
+    """Run a long ``argv`` and return its status; its output goes to the end of ``log``.
+
+    ``line`` is called with each line as it comes.  The program is gone when this returns,
+    also by an exception.  Raises InfraError when it is missing.
+    """
+    try:
+        child = subprocess.Popen(
+            [str(word) for word in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=plain_env(),
+            pass_fds=held_fds.get(),
+            # Ctrl-C is for us alone: a child must not die before we know why.
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise not_found(str(argv[0]), what) from None
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            assert child.stdout is not None
+            for text in child.stdout:
+                file.write(text)
+                if line is not None:
+                    line(text.rstrip("\n"))
+        return child.wait()
+    except BaseException:
+        # unshare ignores all but SIGKILL, and takes what is inside along.
+        child.kill()
+        child.wait()
+        raise

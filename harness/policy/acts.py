@@ -142,9 +142,11 @@ def _write(state: State, step: Write, profile: Profile) -> tuple[Act, State]:
     if step.value == "0" and state.ftrace_enabled:
         if forbidden := refusals.disabling_refused(state, profile):
             return Act(*forbidden), state
-        return Act(0, rules.OFF_IS_OFF), replace(state, ftrace_enabled=False)
+        awake = history.permanent(state, profile) if profile.semantics.permanent_stays else ()
+        off = replace(state, ftrace_enabled=False, awake=frozenset(awake))
+        return Act(0, rules.OFF_IS_OFF), off
     if step.value == "1":
-        state = replace(state, ftrace_enabled=True, waiting=frozenset())
+        state = replace(state, ftrace_enabled=True, awake=frozenset())
     return Act(0, rules.OFF_IS_OFF), state
 
 
@@ -215,8 +217,12 @@ def _module(state: State, step: Unload | Load, profile: Profile) -> tuple[Act, S
     if not profile.has(rules.MODULE_GOES.name):
         return Act(errno.EWOULDBLOCK, rules.MODULE_GOES), state
     # Its records go with it, and what they remember.
-    kept = {f for f in state.modified if FUNCTIONS[f].module is None}
-    after = replace(state, unloaded=True, modified=frozenset(kept))
+    after = replace(
+        state,
+        unloaded=True,
+        modified=frozenset(f for f in state.modified if FUNCTIONS[f].module is None),
+        awake=frozenset(f for f in state.awake if FUNCTIONS[f].module is None),
+    )
     return Act(0, rules.MODULE_GOES), after
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from harness.agent import abi
 from harness.scenario.functions import FUNCTIONS
 
-from . import ops
 from .profile import Profile
 from .state import Attached, State
 
@@ -49,14 +48,8 @@ _TAGS = {
 
 def effective(state: State, function: str, profile: Profile) -> tuple[Attached, ...]:
     """Those on a function whose ops is called, oldest first."""
-    here = state.on(function)
-    if state.ftrace_enabled or not profile.has("off-is-off"):
-        return here
-    if profile.semantics.permanent_stays:
-        awake = tuple(a for a in here if a.id not in state.waiting)
-        if any(ops.is_permanent(a, profile) for a in awake):
-            return awake
-    return ()
+    live = state.live(function) or not profile.has("off-is-off")
+    return state.on(function) if live else ()
 
 
 def body_of(state: State, function: str, profile: Profile) -> str:

@@ -26,8 +26,6 @@ def arrive(state: State, new: Attached, profile: Profile) -> State:
         met = sum(_has_ipmodify(state, f, profile) for f in new.functions)
         flag = profile.semantics.share_is_flag
         new = replace(new, shares=(0 if flag else met, 0, 0), sharing=flag and met > 0)
-    if not state.ftrace_enabled and profile.semantics.permanent_stays:
-        state = replace(state, waiting=state.waiting | {new.id})
     if new.attacher == "livepatch-replace" and profile.has("replace-displaces"):
         # What it does not patch itself has its ops until klp_discard_nops.
         displaced = [a for a in state.attached if a.kind.ops == "livepatch" and a.active]
@@ -73,6 +71,13 @@ def leave(state: State, identity: str, profile: Profile) -> State:
     return replace(state, attached=tuple(a for a in state.attached if a.id != identity))
 
 
+def permanent(state: State, profile: Profile) -> frozenset[str]:
+    """The functions with a PERMANENT ops."""
+    return frozenset(
+        f for a in state.attached if a.active and ops.is_permanent(a, profile) for f in a.functions
+    )
+
+
 def withdraw(state: State, gone: Attached, profile: Profile) -> State:
     """The state after an attachment's ops let go of its functions; it is still listed, as off."""
     kept = set(state.kept_regs)
@@ -106,7 +111,9 @@ def withdraw(state: State, gone: Attached, profile: Profile) -> State:
         kept_regs=frozenset(kept),
         post_armed=frozenset(armed),
     )
-    after = _stale_share(after, gone, profile)
+    if state.awake:
+        after = replace(after, awake=state.awake & permanent(after, profile))
+    after = _stale_share(state, after, gone, profile)
     return _tell_direct(after, gone, 2, profile)
 
 
@@ -115,7 +122,9 @@ def _has_kprobe(state: State, function: str) -> bool:
 
 
 def _has_ipmodify(state: State, function: str, profile: Profile) -> bool:
-    return any(ops.is_ipmodify(a, function, state, profile) for a in state.on(function))
+    # Not a direct call that counts as one: nobody is asked about himself.
+    others = (a for a in state.on(function) if not a.kind.direct)
+    return any(ops.is_ipmodify(a, function, state, profile) for a in others)
 
 
 def _tell_direct(state: State, mover: Attached, what: int, profile: Profile) -> State:
@@ -152,19 +161,25 @@ def _tell_direct(state: State, mover: Attached, what: int, profile: Profile) -> 
     return state
 
 
-def _stale_share(after: State, gone: Attached, profile: Profile) -> State:
+def _stale_share(before: State, after: State, gone: Attached, profile: Profile) -> State:
     """What a BPF trampoline keeps: docs/findings/stale-share.md."""
-    stale = set(after.stale_share)
+    stale, still = set(after.stale_share), set(after.still_shared)
+    told = profile.semantics.peer_told
     for function in gone.functions:
-        left = after.on(function)
+        left = any(a.kind.bpf for a in after.on(function))
         shared = _has_ipmodify(after, function, profile)
-        if gone.kind.bpf and shared and not any(a.kind.bpf for a in left):
-            stale.add(function)
+        if gone.kind.bpf and not left:
+            still.discard(function)
+            # Where nobody is told, the last program itself takes the flag along.
+            if shared and told:
+                stale.add(function)
         redirected = gone.kind.ipmodify or gone.kind.posts
-        if redirected and not shared and any(a.kind.bpf for a in left):
+        if redirected and not shared and left:
             # kernel/bpf/trampoline.c: DISABLE_SHARE_IPMODIFY_PEER clears it.
             stale.discard(function)
-    return replace(after, stale_share=frozenset(stale))
+            if not told and _has_ipmodify(before, function, profile):
+                still.add(function)
+    return replace(after, stale_share=frozenset(stale), still_shared=frozenset(still))
 
 
 def record_state(state: State, function: str, profile: Profile) -> RecordState:
@@ -203,8 +218,8 @@ def modified(
     for function in functions:
         was = record_state(before, function, profile)
         now = record_state(after, function, profile)
-        old = was.patched if before.ftrace_enabled and was.count else None
-        new = now.patched if after.ftrace_enabled and now.count else None
+        old = was.patched if before.live(function) and was.count else None
+        new = now.patched if after.live(function) and now.count else None
         changed = new != old or not profile.has("modified-when-rewritten")
         if new is not None and changed and (now.direct or now.ipmodify):
             found.add(function)

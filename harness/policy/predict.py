@@ -174,6 +174,8 @@ def _jmp(state: State, function: str, profile: Profile) -> tuple[bool | None, st
     if any(ops.is_ipmodify(a, function, state, profile) for a in here if not a.kind.direct):
         # One that shares with IPMODIFY needs the address on the stack, so it is called.
         return not profile.has("shared-is-called"), ""
+    if function in state.still_shared:
+        return False, ""
     if function in state.stale_share and profile.has("share-outlives-programs"):
         return None, "the trampoline of the last program may still be there, with its share flag"
     return True, ""

@@ -35,21 +35,23 @@ class Semantics:
     register_ftrace_direct(), EBUSY).
     ``direct_refused``: the errno for a direct call without an ops_func where an
     IPMODIFY ops is.
-    ``peer_told``: a direct ops is told when the IPMODIFY ops leaves.
+    ``peer_told``: a direct ops is told when the IPMODIFY ops leaves; where not, a BPF
+    trampoline shares until its last program leaves.
     ``disabling``: the errno for writing 0 to kernel.ftrace_enabled whatever is
     attached; 0 where it is allowed (7.3: deprecated, EOPNOTSUPP always).
     ``share_is_flag``: sharing is a flag of the direct ops, which its owner sets when
     the core says EAGAIN, or when its ops_func is asked; it stays set, and with it
     nobody is asked any more (docs/proposals.md).
     ``permanent_stays``: writing 0 is allowed under a PERMANENT ops, and leaves its
-    functions alone with all who are on them; whatever comes later waits for 1.
+    functions alone with all who are on them or come to them; on any other function
+    whatever comes waits for 1, a PERMANENT ops too.
     ``saves_regs``: an ops may ask for all registers (CONFIG_DYNAMIC_FTRACE_WITH_REGS).
     ``trampoline_args``: how many arguments a function may have for a BPF
     trampoline (arch/x86/net/bpf_jit_comp.c: arch_prepare_bpf_trampoline; those in
     registers, until commit 473e3150e30a of 6.6 added the stack's).
     ``trampoline_links``: how many BPF programs one function takes
     (include/linux/bpf.h: BPF_MAX_TRAMP_LINKS, before 6.0 BPF_MAX_TRAMP_PROGS of
-    each kind).
+    each kind); ``fmod_ret_counts``: fmod_ret programs are counted too (6.0).
     ``force_pins``: forcing a transition towards a patch keeps its module for good,
     not only that of a patch that leaves (kernel/livepatch/transition.c:
     klp_force_transition before 5.12).
@@ -67,6 +69,7 @@ class Semantics:
     disabling: int
     trampoline_args: int
     trampoline_links: int
+    fmod_ret_counts: bool
     force_pins: bool
     multi_pins: bool
     graph_follows_ip: bool
@@ -113,6 +116,7 @@ _SEMANTICS: dict[str, tuple[tuple[Version, object], ...]] = {
     "disabling": (((5, 5), 0), ((7, 3), errno.EOPNOTSUPP)),
     "trampoline_args": (((5, 5), 6), ((6, 6), 12)),
     "trampoline_links": (((5, 5), 40), ((6, 0), 38), ((7, 2), 36)),
+    "fmod_ret_counts": (((5, 5), False), ((6, 0), True)),
     "force_pins": (((5, 5), True), ((5, 12), False)),
     "multi_pins": (((5, 5), False), ((6, 3), True)),
     "graph_follows_ip": (((5, 5), True), ((5, 16), False)),
@@ -159,23 +163,33 @@ def semantics_for(version: Version) -> Semantics:
     return Semantics(name=f"v{version[0]}.{version[1]}", **values)  # type: ignore[arg-type]
 
 
-#: Policies that were proposed and not merged so (docs/proposals.md): what each
-#: changes, and the release that it was written for.
+#: Policies that mainline does not have (docs/proposals.md): the release that each was
+#: written for, and what it changes of the policy of the kernel that has it.
 _PROPOSED: dict[str, tuple[Version, Mapping[str, object]]] = {
     "share-ipmodify-v2": (
         (6, 0),
         {"direct_refused": errno.EAGAIN, "peer_told": False, "share_is_flag": True},
     ),
-    "permanent-v1": ((5, 5), {"permanent_stays": True, "direct_is_permanent": False}),
+    "permanent-v1": (
+        (5, 5),
+        {"permanent_stays": True, "direct_is_permanent": False, "disabling": 0},
+    ),
+    "exclusive-v1": ((6, 0), {"direct_is_ipmodify": True}),
 }
 
 
-def named(name: str) -> Semantics:
-    """The policy behind --profile's name; raises UsageError for one that does not exist."""
+def named(name: str, version: Version) -> Semantics:
+    """The policy behind --profile's name, for a kernel of a release.
+
+    A release's policy is the same on all kernels.  A proposal changes a few facts and
+    leaves the rest as it is in the release that it is applied to, or, where that is too
+    old for it, in the one that it was written for.  Raises UsageError for a name that
+    does not exist.
+    """
     known = {semantics_for(v).name: semantics_for(v) for v in NAMED}
-    for proposal, (version, changes) in _PROPOSED.items():
+    for proposal, (since, changes) in _PROPOSED.items():
         known[proposal] = replace(
-            semantics_for(version),
+            semantics_for(max(since, version)),
             name=proposal,
             **changes,  # type: ignore[arg-type]
         )
@@ -226,7 +240,7 @@ def choose(release: str, config: Mapping[str, str], override: str | None = None)
     form = form_for(version, config)
     semantics, why = semantics_for(version), f"release {release}"
     if override is not None:
-        semantics, why = named(override), "--profile"
+        semantics, why = named(override, version), "--profile"
         # The one proposal that also prints otherwise.
         form = replace(form, shows_permanent=semantics.permanent_stays)
     if config:

@@ -70,12 +70,11 @@ def _too_many_args(_state: State, new: Attached, profile: Profile) -> int | None
 def _too_many_programs(state: State, new: Attached, profile: Profile) -> int | None:
     if not new.kind.bpf:
         return None
-    # fmod_ret programs are counted only where all kinds are (6.0 and newer).
     for function in new.functions:
         there = [
             a
             for a in state.on(function)
-            if a.kind.bpf and (a.attacher != "fmod_ret" or not profile.semantics.direct_is_ipmodify)
+            if a.kind.bpf and (a.attacher != "fmod_ret" or profile.semantics.fmod_ret_counts)
         ]
         if len(there) >= profile.semantics.trampoline_links:
             return errno.E2BIG

@@ -74,11 +74,12 @@ class State:
     ``attached`` in the order of arrival.  What the past has left: ``modified``,
     functions whose record has M; ``kept_regs``, those that keep R though nobody asks
     for it; ``stale_share``, those whose last BPF program left while an IPMODIFY ops
-    was there (docs/findings/stale-share.md); ``post_armed``, those whose kprobes are
-    armed through the ops with IPMODIFY; ``waiting``, the ids that came while ftrace was
-    off, where PERMANENT ops stay on.  ``held``: calls in progress; ``unloaded``:
-    whether the module of the test functions is gone; ``dead``: ftrace has shut
-    itself down.
+    was there (docs/findings/stale-share.md); ``still_shared``, those whose BPF trampoline
+    shares though no IPMODIFY ops is there any more, where it is not told; ``post_armed``,
+    those whose kprobes are armed through the ops with IPMODIFY; ``awake``, those that
+    stay on while ftrace is off, where PERMANENT ops do.  ``held``: calls in progress;
+    ``unloaded``: whether the module of the test functions is gone; ``dead``: ftrace has
+    shut itself down.
     """
 
     attached: tuple[Attached, ...] = ()
@@ -86,8 +87,9 @@ class State:
     modified: frozenset[str] = frozenset()
     kept_regs: frozenset[str] = frozenset()
     stale_share: frozenset[str] = frozenset()
+    still_shared: frozenset[str] = frozenset()
     post_armed: frozenset[str] = frozenset()
-    waiting: frozenset[str] = frozenset()
+    awake: frozenset[str] = frozenset()
     held: tuple[Held, ...] = ()
     unloaded: bool = False
     dead: bool = False
@@ -95,6 +97,10 @@ class State:
     def on(self, function: str) -> tuple[Attached, ...]:
         """What is on one function, oldest first; a disabled livepatch is not."""
         return self._places.get(function, ())
+
+    def live(self, function: str) -> bool:
+        """Whether the function's call site does what its record says."""
+        return self.ftrace_enabled or function in self.awake
 
     @functools.cached_property
     def _places(self) -> dict[str, tuple[Attached, ...]]:

@@ -70,7 +70,7 @@ def _compare(runs: list[Scenario | None]) -> list[tuple[int, str, tuple[str, ...
         return differs
 
     compare([{(0, "verdict"): s.verdict} for s in ran], "")
-    names = [_renumbered(s) for s in ran]
+    names = [renumbered(s) for s in ran]
     for index in range(min((len(s.steps) for s in ran), default=0)):
         label = _label(ran[0], index)
         steps = [s.steps[index] for s in ran]
@@ -92,7 +92,7 @@ def _bodies(step: Step, names: dict[str, str], label: str) -> dict[tuple[int, st
     return {(2, f"body of {f} that runs after {label}"): body for f, body in found.items()}
 
 
-def _renumbered(scenario: Scenario) -> dict[str, str]:
+def renumbered(scenario: Scenario) -> dict[str, str]:
     """Bodies to names by the order in which the scenario came to them.
 
     Which slot an attachment gets depends on what else runs beside it on that kernel.

@@ -209,6 +209,7 @@ class RunModel:
             origin=_text(e, "origin"),
             profile=_text(e, "profile"),
             profile_why=_text(e, "profile_why"),
+            options=tuple(map(str, e.get("options", ()))),
         )
 
     def _on_vm_start(self, e: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ VERDICTS = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel under test; ``reference`` is what the user asked for."""
+    """A kernel under test; ``reference`` and ``options`` are what the user asked for."""
 
     id: str
     reference: str = ""
@@ -35,6 +35,7 @@ class Kernel:
     origin: str = ""
     profile: str = ""
     profile_why: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

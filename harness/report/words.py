@@ -184,7 +184,8 @@ def repeat_command(model: RunModel, kernel: str, name: str) -> str:
         if option.startswith("--replay")
     ]
     what = files if files and name not in _catalogue() else [name]
-    return shlex.join(["cohabit", "run", "--kernel", model.kernel_of(kernel).reference, *what])
+    asked = model.kernel_of(kernel)
+    return shlex.join(["cohabit", "run", "--kernel", asked.reference, *asked.options, *what])
 
 
 def whereabouts(scenario: Scenario) -> str:

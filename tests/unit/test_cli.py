@@ -30,8 +30,8 @@ from harness.scenario.parse import scenario_from_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "run", "list", "report", "explain", "paths", "rules", "kernels", "shell", "doctor", "bench",
-    "test", "completion",
+    "run", "compare", "bisect", "build", "mutants", "list", "report", "explain", "paths", "rules",
+    "kernels", "shell", "doctor", "bench", "test", "completion",
 )  # fmt: skip
 
 
@@ -211,7 +211,8 @@ def test_message_first_then_the_remedy(capsys: pytest.CaptureFixture[str]) -> No
     assert call("run", "ops/alone", "--profile", "6.1") == 2
     assert capsys.readouterr().err.splitlines() == [
         "cohabit: there is no profile '6.1'",
-        "  known profiles: v5.10, v6.1, v6.12, v7.2, v7.3, share-ipmodify-v2, permanent-v1",
+        "  known profiles: v5.10, v6.1, v6.12, v7.2, v7.3, share-ipmodify-v2, permanent-v1, "
+        "exclusive-v1",
     ]
 
 

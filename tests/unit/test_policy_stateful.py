@@ -43,7 +43,7 @@ WHERE = ("cmdline_proc_show", "security_cohabit_000", "security_cohabit_001", HO
 ALL_PROFILES = [
     choose(f"{a}.{b}.1", {}, name)
     for a, b in NAMED
-    for name in (None, *PROFILES, "share-ipmodify-v2", "permanent-v1")
+    for name in (None, *PROFILES, "share-ipmodify-v2", "permanent-v1", "exclusive-v1")
 ]
 LIVEPATCHES = ("livepatch", "livepatch-replace")
 BPF = ("fentry", "fexit", "fmod_ret")
@@ -228,11 +228,7 @@ class Model(RuleBasedStateMachine):
         here = self.state.on(function)
         if self.state.ftrace_enabled:
             return list(here)
-        awake = [a for a in here if a.id not in self.state.waiting]
-        stays = self.profile.semantics.permanent_stays
-        if stays and any(a.attacher in LIVEPATCHES for a in awake):
-            return awake
-        return []
+        return list(here) if function in self.state.awake else []
 
     @invariant()
     def records_count_their_ops(self) -> None:
@@ -312,9 +308,12 @@ class Model(RuleBasedStateMachine):
             assert self.state.on(function)
         for function in self.state.post_armed:
             assert any(a.attacher in KPROBES for a in self.state.on(function))
-        assert self.state.waiting <= {a.id for a in self.state.attached} or (
-            not self.state.ftrace_enabled
-        )
+        for function in self.state.awake:
+            assert not self.state.ftrace_enabled
+            assert self.profile.semantics.permanent_stays
+            assert any(a.attacher in LIVEPATCHES for a in self.state.on(function))
+        for function in self.state.still_shared:
+            assert any(a.attacher in BPF for a in self.state.on(function))
 
     @invariant()
     def the_way_here_does_not_matter(self) -> None:
@@ -326,7 +325,8 @@ class Model(RuleBasedStateMachine):
                 ftrace_enabled=self.state.ftrace_enabled,
                 unloaded=self.state.unloaded,
                 post_armed=self.state.post_armed,
-                waiting=self.state.waiting,
+                awake=self.state.awake,
+                still_shared=self.state.still_shared,
             )
             again = look(fresh, self.profile).registry
             assert {f: lasting(r) for f, r in shown.items()} == {

@@ -8,7 +8,7 @@ import itertools
 from dataclasses import fields, replace
 
 import pytest
-from policy_help import V5_10, V6_12, F, attach, outcome, run
+from policy_help import OFF, V5_10, V6_12, V7_2, F, attach, on, outcome, run, shown
 
 from harness.errors import UsageError
 from harness.policy.profile import (
@@ -20,6 +20,7 @@ from harness.policy.profile import (
     release_version,
     semantics_for,
 )
+from harness.scenario.steps import Modify
 
 # --- profiles -------------------------------------------------------------------------------
 
@@ -33,6 +34,7 @@ CHANGES: list[tuple[str, tuple[int, int], object, object]] = [
     ("trampoline_args", (6, 6), 6, 12),
     ("trampoline_links", (6, 0), 40, 38),
     ("trampoline_links", (7, 2), 38, 36),
+    ("fmod_ret_counts", (6, 0), False, True),
     ("force_pins", (5, 12), True, False),
     ("multi_pins", (6, 3), False, True),
     ("graph_follows_ip", (5, 16), True, False),
@@ -142,18 +144,29 @@ def test_every_named_profile_can_be_chosen() -> None:
         assert choose("6.12", {}, name).semantics == semantics_for(version)
 
 
+SHARE = {"direct_refused", "peer_told", "share_is_flag"}
+
+
 @pytest.mark.parametrize(
-    ("name", "like", "changed"),
+    ("name", "release", "like", "changed"),
     [
-        ("share-ipmodify-v2", (6, 0), {"direct_refused", "peer_told", "share_is_flag"}),
-        ("permanent-v1", (5, 5), {"permanent_stays", "direct_is_permanent"}),
+        ("share-ipmodify-v2", "6.1.0", (6, 1), SHARE),
+        ("share-ipmodify-v2", "7.2.12", (7, 2), SHARE),
+        ("permanent-v1", "5.10.0", (5, 10), {"permanent_stays", "direct_is_permanent"}),
+        ("permanent-v1", "7.2.12", (7, 2), {"permanent_stays"}),
+        # 7.3 cannot be turned off; one with that series can.
+        ("permanent-v1", "7.3.0", (7, 3), {"permanent_stays", "disabling"}),
+        ("exclusive-v1", "7.2.12", (7, 2), {"direct_is_ipmodify"}),
+        # Kernels that are too old for it are held to the release that it is for.
+        ("share-ipmodify-v2", "5.10.0", (6, 0), SHARE),
+        ("exclusive-v1", "5.10.0", (6, 0), {"direct_is_ipmodify"}),
     ],
 )
 def test_a_proposal_is_a_release_but_for_what_it_changes(
-    name: str, like: tuple[int, int], changed: set[str]
+    name: str, release: str, like: tuple[int, int], changed: set[str]
 ) -> None:
-    chosen = choose("6.12.117", {}, name)
-    assert chosen.name == name
+    chosen = choose(release, {}, name)
+    assert (chosen.name, chosen.why) == (name, "--profile")
     mainline = semantics_for(like)
     different = {
         f.name
@@ -162,7 +175,42 @@ def test_a_proposal_is_a_release_but_for_what_it_changes(
     }
     assert different == changed | {"name"}
     # The only one that also prints otherwise than the kernel's release.
-    assert chosen.form == replace(V6_12.form, shows_permanent=name == "permanent-v1")
+    form = form_for(release_version(release), {})
+    assert chosen.form == replace(form, shows_permanent=name == "permanent-v1")
+
+
+EXCLUSIVE = choose("7.2.12", {}, "exclusive-v1")
+DIRECT = ("direct", "direct-share", "direct-refuse", "fentry", "fexit", "fmod_ret")
+MODIFIES = ("livepatch", "ipmodify", "kprobe-post")
+
+
+@pytest.mark.parametrize("direct", DIRECT)
+@pytest.mark.parametrize("other", MODIFIES)
+def test_exclusive_lets_nobody_share(direct: str, other: str) -> None:
+    assert outcome(EXCLUSIVE, direct, other) == (errno.EBUSY, "one-ipmodify")
+    assert outcome(EXCLUSIVE, other, direct) == (errno.EBUSY, "one-ipmodify")
+
+
+@pytest.mark.parametrize("one", ("ops", "kprobe", "fprobe", "function-graph", *DIRECT))
+@pytest.mark.parametrize("other", ("ops-regs", "kretprobe", *DIRECT))
+def test_exclusive_changes_nothing_else(one: str, other: str) -> None:
+    assert outcome(EXCLUSIVE, one, other) == outcome(V7_2, one, other)
+
+
+def test_exclusive_shows_and_turns_off_as_7_2_does() -> None:
+    """Of v5.10 it has the exclusion, not the one direct_ops with IPMODIFY and PERMANENT."""
+    found, _ = run(EXCLUSIVE, on("x", "fexit"), OFF)
+    record = found[0].registry[F]
+    assert record is not None
+    assert (shown(record), record.jmp) == ((1, "RDM"), True)
+    assert found[1].errno == (0,)
+    # No ops_func is asked about anything, the own one included.
+    found, _ = run(EXCLUSIVE, on("d", "direct-share"), on("i", "ipmodify"), Modify("d", 1))
+    assert found[-1].behaviour[F].shares["d"] == (0, 0, 0)
+    # All kinds of programs are counted, as from 6.0 on.
+    programs = [on(f"m{n}", "fmod_ret") for n in range(37)]
+    found, _ = run(EXCLUSIVE, *programs)
+    assert [p.errno[0] for p in found[-2:]] == [0, errno.E2BIG]
 
 
 def test_a_model_that_was_told_to_forget() -> None:
@@ -182,6 +230,7 @@ def test_unknown_profile(name: str) -> None:
     assert "v5.10" in caught.value.remedy
     assert "v7.3" in caught.value.remedy
     assert "share-ipmodify-v2" in caught.value.remedy
+    assert "exclusive-v1" in caught.value.remedy
 
 
 def test_configuration_decides_about_registers() -> None:

@@ -15,7 +15,7 @@ from policy_help import OFF, ON, OTHER, V5_10, V6_1, F, on, run, shown
 from harness.policy import rules
 from harness.policy.predict import Prediction
 from harness.policy.profile import Profile, choose
-from harness.scenario.steps import Detach, Misuse, Step
+from harness.scenario.steps import Attach, Detach, Misuse, Step
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "proposals.md"
 #: By document: the profile of the proposal, and a release without it.
@@ -179,7 +179,16 @@ CASES = [
     Case("002.11", (OFF, L), errnos, "0 0", "0 EBUSY"),
     same("002.11", (OFF, L), body, "original"),
     Case("002.11", (OFF, L, ON), body, "livepatch-a", "original"),
-    Case("002.11", (L, OFF, OPS), hits, {"o": 0}, {"o": 1}),
+    Case("002.11", (OFF, L, IP, ON), errnos, "0 0 EBUSY 0", "0 EBUSY 0 0"),
+    Case("002.11", (L, on("m", "livepatch", OTHER), OFF, Detach("l"), on("n", "livepatch")),
+         body, "original", "livepatch-a"),
+    same("002.13", (L, OFF, OPS), hits, {"o": 1}),
+    same("002.13", (L, OFF, K), hits, {"k": 1}),
+    Case("002.13", (L, OFF, on("o", "ops", OTHER)), other_hits, {"o": 0}, {"o": 1}),
+    Case("002.13", (L, OPS, OFF, Detach("l")), hits, {"o": 0}, {"o": 1}),
+    Case("002.13", (L, OFF, OPS, ON), record, (2, "RPI"), (2, "RI")),
+    same("002.13", (L, OFF, on("m", "livepatch")), body, "livepatch-b"),
+    same("002.13", (L, OFF, on("m", "livepatch"), Detach("l")), body, "livepatch-b"),
     same("002.12", (IP, OFF, ON), body, "ipmodify-0"),
     same("002.12", (OPS, K, OFF, ON), hits, {"o": 1, "k": 1}),
 ]  # fmt: skip
@@ -199,6 +208,27 @@ def test_statement(case: Case, mainline: bool) -> None:
     assert case.look(found) == (case.mainline if mainline else case.proposal)
 
 
+@pytest.mark.parametrize("steps", [(X, IP), (X, L), (IP, X), (L, X), (on("f", "fentry"), L, X)])
+def test_a_bpf_trampoline_goes_on_sharing(steps: tuple[Step, ...]) -> None:
+    """000.20, where the registry shows it: a trampoline that shares is not jumped to (6.19)."""
+    peer = next(s.id for s in steps if isinstance(s, Attach) and s.id in "il")
+    last = [Detach(s.id) for s in steps if isinstance(s, Attach) and s.id in "xf"]
+    steps = (*steps, Detach(peer))
+    for name, jumped in (("share-ipmodify-v2", False), (None, True)):
+        profile = choose("7.2.12", {}, name)
+        found, _ = run(profile, *steps)
+        assert jump(found) is jumped
+        # Until the last program leaves.
+        found, _ = run(profile, *steps, *last, X)
+        assert jump(found) is True
+
+
+def jump(found: list[Prediction]) -> bool | None:
+    shown = found[-1].registry[F]
+    assert shown is not None
+    return shown.jmp
+
+
 # --- the page -------------------------------------------------------------------------------
 
 UNTESTED = "\N{EN DASH}"
@@ -213,7 +243,7 @@ ROWS = {
 def test_the_page_has_each_number_once_and_in_order() -> None:
     numbers = re.findall(r"^\| (00\d\.\d+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(set(numbers)) == len(numbers)
-    for document, count in (("000", 27), ("001", 9), ("002", 12)):
+    for document, count in (("000", 27), ("001", 9), ("002", 13)):
         mine = [n for n in numbers if n.startswith(document)]
         assert mine == [f"{document}.{n}" for n in range(1, count + 1)]
 

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``cohabit mutants``: kernels that each break one rule, and whether a scenario notices."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import CohabitError, InfraError, UsageError
+from harness.kernels import build, mutantfile, series, trees
+from harness.kernels.model import Kernel
+from harness.kernels.mutantfile import Mutant
+from harness.kernels.store import Store
+from harness.report.model import RunModel, read
+from harness.report.views import HARMLESS, NO_RESULT
+from harness.report.words import brief, duration, plural
+from harness.scenario import catalogue
+
+from .run import add_run_options, check_options, run_once
+from .setup import REPOSITORY, Setup, add_machine_options, add_tree_options, say
+
+MUTANTS = REPOSITORY / "tests/mutants"
+DEFAULT_TREE = "source:7.2"
+
+EXAMPLES = """examples:
+  cohabit mutants                         all of them: an hour or two on two cores
+  cohabit mutants 'two-*' modified-*      some, by name
+  cohabit mutants --list                  what there is, and what should notice it
+"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "mutants",
+        help="build kernels that break a rule, and see whether it is noticed",
+        description="Builds the kernel once for each patch under tests/mutants, runs the "
+        "scenarios that should notice it, and says which did. The kernel without any patch "
+        "must pass them all.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="MUTANT", help="names or globs")
+    parser.add_argument("--list", action="store_true", help="only list them")
+    parser.add_argument(
+        "--tree", default=DEFAULT_TREE, metavar="REF",
+        help=f"the sources that they are for (default {DEFAULT_TREE})",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome as JSON too")
+    add_run_options(parser.add_argument_group("running"))
+    add_tree_options(parser)
+    add_machine_options(parser)
+    parser.set_defaults(handler=run)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant: ``state`` is one of _STATES."""
+
+    name: str
+    state: str
+    by: str = ""
+    witness: str = ""
+    record: str = ""
+
+    def line(self) -> str:
+        """The outcome in a line."""
+        why = f" by {self.by}: {self.witness}" if self.by else f": {self.witness}"
+        return f"{self.state:10} {self.name}{why if self.witness else ''}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; 0 if every mutant that is not equivalent was killed."""
+    chosen = select(mutantfile.read(MUTANTS), args.names)
+    if args.list:
+        for mutant in chosen:
+            what = " ".join(mutant.rules) or mutant.bug
+            print(f"{mutant.name}: {what}{' (equivalent)' if mutant.equivalent else ''}")
+            print(f"  {' '.join(mutant.scenarios)}\n  {mutant.expect}")
+        return 0
+    check_options(args)
+    setup = Setup.of(args)
+    tree = trees.resolve(args.tree, setup.store, say)
+    begun = time.monotonic()
+    green(setup, tree, chosen, args)
+    outcomes = []
+    for mutant, kernel in built(setup, tree, chosen):
+        outcome = (
+            judge(setup, mutant, kernel, args)
+            if isinstance(kernel, Kernel)
+            else Outcome(mutant.name, "not built", witness=brief(str(kernel)))
+        )
+        outcomes.append(outcome)
+        print(f"[{len(outcomes)}/{len(chosen)}] {outcome.line()}", flush=True)
+    if args.json:
+        data = {"tree": tree.origin, "mutants": [vars(outcome) for outcome in outcomes]}
+        args.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    counts = {s: sum(o.state == s for o in outcomes) for s in _STATES}
+    told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    took = duration(time.monotonic() - begun)
+    print(f"{plural(len(outcomes), 'mutant')} of {tree.origin}: {told}; {took}")
+    return 1 if counts["survived"] else 3 if counts["not built"] + counts["no result"] else 0
+
+
+_STATES = ("killed", "survived", "equivalent", "not built", "no result")
+
+
+def select(mutants: Sequence[Mutant], globs: Sequence[str]) -> list[Mutant]:
+    """Those of these names; all for no name.  Raises UsageError for a name that none has."""
+    for glob in globs:
+        if not fnmatch.filter([m.name for m in mutants], glob):
+            raise UsageError(f"no mutant is called {glob!r}", "`cohabit mutants --list` names them")
+    return [m for m in mutants if not globs or any(fnmatch.fnmatchcase(m.name, g) for g in globs)]
+
+
+def green(
+    setup: Setup, tree: trees.Tree, mutants: Sequence[Mutant], args: argparse.Namespace
+) -> None:
+    """Run all that mutants are judged by on the kernel without a patch.
+
+    Raises InfraError when it does not pass: nothing that failed on a mutant would then
+    be the mutant's.
+    """
+    kernel = build.build(tree, setup.options, setup.root, setup.store, say)
+    names = {name for mutant in mutants for name in mutant.selected()}
+    scenarios = [s for s in catalogue.everything() if s.name in names]
+    model = read(run_once(setup, kernel, scenarios, args, override=args.profile))
+    if failed := noticed(model):
+        raise InfraError(
+            f"{tree.reference} without any mutant fails {failed[0]}: {failed[1]}",
+            "a mutant can be judged only where the unmodified kernel passes",
+        )
+    print(f"unmodified: {plural(len(scenarios), 'scenario')}, all as promised", flush=True)
+
+
+def noticed(model: RunModel) -> tuple[str, str] | None:
+    """The scenario that failed first, and in what; None where all were as promised.
+
+    Raises InfraError where the run has no result of its own.
+    """
+    if model.cut_short or model.not_started():
+        raise InfraError("the run was cut short", "its record says why")
+    failed = [s for s in model.scenarios if s.verdict not in HARMLESS | NO_RESULT]
+    if failed:
+        first = min(failed, key=lambda s: s.started_t)
+        return first.name, f"{first.verdict}: {brief(first.reason)}"
+    for group in model.group_failures():
+        if group.verdict not in NO_RESULT:
+            return f"{plural(len(group.scenarios), 'scenario')} side by side", group.verdict
+    for vm in model.vm_failures():
+        if vm.verdict not in NO_RESULT:
+            return vm.id, f"{vm.verdict}: {brief(vm.detail)}"
+    if lost := [s for s in model.scenarios if s.verdict in NO_RESULT]:
+        raise InfraError(f"{lost[0].name} has no result: {brief(lost[0].reason)}")
+    return None
+
+
+def judge(setup: Setup, mutant: Mutant, kernel: Kernel, args: argparse.Namespace) -> Outcome:
+    """Run a mutant's scenarios on its kernel."""
+    wanted = set(mutant.selected())
+    scenarios = [s for s in catalogue.everything() if s.name in wanted]
+    directory = run_once(setup, kernel, scenarios, args, override=args.profile)
+    try:
+        found = noticed(read(directory))
+    except InfraError as error:
+        return Outcome(mutant.name, "no result", witness=str(error), record=str(directory))
+    if found:
+        return Outcome(mutant.name, "killed", *found, str(directory))
+    state = "equivalent" if mutant.equivalent else "survived"
+    return Outcome(mutant.name, state, record=str(directory))
+
+
+def built(
+    setup: Setup, tree: trees.Tree, mutants: Sequence[Mutant]
+) -> Iterator[tuple[Mutant, Kernel | CohabitError]]:
+    """Each mutant with its kernel, or why there is none; the next is built meanwhile.
+
+    A mutant's kernel leaves the cache when the next one is asked for.
+    """
+    ready: queue.Queue[tuple[Mutant, Kernel | CohabitError, Store] | BaseException] = queue.Queue(1)
+    stopped = threading.Event()
+
+    def make() -> None:
+        try:
+            for mutant in mutants:
+                if stopped.is_set():
+                    return
+                # Its own, so that it can be let go of alone.
+                store = Store(setup.store.root)
+                made: Kernel | CohabitError
+                try:
+                    patch = series.Patch(mutant.path.name, mutant.name, mutant.patch)
+                    (patched,) = series.apply(tree, [patch])
+                    made = build.build(patched, setup.options, setup.root, store, say)
+                except CohabitError as error:
+                    made = error
+                ready.put((mutant, made, store))
+        except BaseException as error:
+            ready.put(error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        for _ in mutants:
+            got = ready.get()
+            if isinstance(got, BaseException):
+                raise got
+            mutant, made, store = got
+            yield mutant, made
+            store.close()
+            if isinstance(made, Kernel):
+                _forget(setup.store, made)
+    finally:
+        stopped.set()
+
+
+def _forget(store: Store, kernel: Kernel) -> None:
+    for entry in store.entries("built"):
+        if entry.tree == kernel.tree:
+            store.remove(entry)
