@@ -41,7 +41,7 @@ def resolve(
     say: Callable[[str], None],
     *,
     root: Path,
-    options: build.Options,
+    options: build.Options | None = None,
     patches: str = "",
 ) -> Kernel:
     """Return the kernel that ``reference`` names, from the cache if it is there.
@@ -55,7 +55,7 @@ def resolve(
         tree = trees.resolve(reference, store, say)
         if patches:
             tree = series.apply(tree, series.read(patches, tree, store))[-1]
-        return build.build(tree, options, root, store, say)
+        return build.build(tree, options or build.Options(), root, store, say)
     if patches:
         raise UsageError(
             f"{reference} is no source tree: a series can't be applied to it",
