@@ -113,3 +113,17 @@ def test_recorded_report_is_explained() -> None:
     assert titles == [SPLAT]
     version = release_version(run.kernel)
     assert known.of_report(run.scenario.name, version, titles[0]) is not None
+
+
+def test_what_damages_a_kernel_runs_alone() -> None:
+    """A report of the kernel's own; a witness that contradicts does no harm."""
+    late = "livepatch+fentry+fexit/attach:abc/detach:cba"
+    assert known.breaks(late, (6, 1))
+    assert not known.breaks(late, (6, 12))
+    assert not known.breaks("livepatch+fentry+fexit/attach:bac/detach:cba", (6, 1))
+    assert known.of_contradiction(
+        "livepatch+kprobe-post/attach:ab/detach:ab",
+        (7, 2),
+        Contradiction("attach kprobe-post", "errno", "EBUSY (16)", "0"),
+    )
+    assert not known.breaks("livepatch+kprobe-post/attach:ab/detach:ab", (7, 2))
