@@ -185,8 +185,8 @@ class _Job:
         self._shell(
             "cd /src && export PYTHONPATH=/virtme && rm -f /out/.config\n"
             'python3 -c "from virtme.commands.configkernel import main; main()"'
-            f" --allnoconfig --arch {arch} --custom /work/fragment O=/out </dev/null\n"
-            "cat /work/fragment >>/out/.config\n"
+            f" --allnoconfig --arch {arch} --custom /job/fragment O=/out </dev/null\n"
+            "cat /job/fragment >>/out/.config\n"
             f"{self._make_words()} olddefconfig\n",
             f"configuring {self.tree.release}",
         )
@@ -291,7 +291,7 @@ class _Job:
                 (self.source, "src", False),
                 (self.out, "out", True),
                 (self.work / "stage", "stage", True),
-                (self.work, "work", False),
+                (self.work, "job", False),
                 (self.ccache, "ccache", True),
                 (_virtme(), "virtme/virtme", False),
             ],

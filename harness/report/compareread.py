@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import errno_names
-from harness.errors import InfraError
 from harness.monitor import Monitor
 from harness.report.differences import renumbered
-from harness.report.model import RunModel, _feed_line
+from harness.report.model import RunModel, read_into
 from harness.report.views import Mismatch, Scenario, Step
 from harness.report.words import brief, diff, printable, step_title, subject
 from harness.scenario.functions import FUNCTIONS
@@ -113,19 +112,7 @@ class WholeRun(RunModel):
 
 def read(path: Path) -> WholeRun:
     """The run in ``path``, as ``harness.report.model.read`` has it; raises as it does."""
-    file = path / "events.jsonl" if path.is_dir() else path
-    run = WholeRun()
-    try:
-        with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                if not _feed_line(run, line, f"{file}, line {number},"):
-                    break
-    except OSError as error:
-        raise InfraError(
-            f"cannot read the record of the run {file}: {error.strerror}",
-            "Give the directory that `cohabit run` named at its end.",
-        ) from error
-    return run
+    return read_into(WholeRun(), path)
 
 
 def mask(text: str) -> str:

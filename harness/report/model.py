@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import InfraError
 from harness.report.views import (
@@ -351,20 +351,27 @@ class RunModel:
         self.run = replace(self.run, ended=True, interrupted=bool(e.get("interrupted")))
 
 
+Model = TypeVar("Model", bound=RunModel)
+
+
 def _rank(thing: Scenario | Group) -> int:
     """For sorting, worst verdict first; one that nobody knows is worse than all."""
     return VERDICTS.index(thing.verdict) if thing.verdict in VERDICTS else -1
 
 
 def read(path: Path) -> RunModel:
-    """The run in ``path``: a run's directory or its events.jsonl.
+    """The run in ``path``, as ``read_into`` has it."""
+    return read_into(RunModel(), path)
+
+
+def read_into(model: Model, path: Path) -> Model:
+    """``model`` with the run in ``path`` fed to it: a run's directory or its events.jsonl.
 
     A last line that was cut off (a killed run) is tolerated and told by
     ``truncated``.  Raises InfraError if there is no record, or if it is damaged
     anywhere else.
     """
     file = path / "events.jsonl" if path.is_dir() else path
-    model = RunModel()
     try:
         with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
