@@ -110,6 +110,15 @@ KNOWN: tuple[Known, ...] = (
         report="ftrace_ops_list_func",
     ),
     Known(
+        "fgraph-bit-zero",
+        ("fprobe-exit+function-graph/apart",),
+        "docs/findings/fgraph-bit-zero.md",
+        # From 6.14 on fprobes are users of the function graph.
+        first=(6, 14),
+        last=(7, 3),
+        report="at fprobe_return",
+    ),
+    Known(
         "direct-module-gone",
         ("direct/module-gone",),
         "docs/findings/direct-module-gone.md",

@@ -82,6 +82,11 @@ def places(scenario: Scenario, module_btf: bool) -> Sequence[str]:
 _TRAMPOLINES = 2
 
 
+#: Users of the function graph. Where one is on a function and another on another, the kernel
+#: calls the first for both (docs/findings/fgraph-bit-zero.md).
+_RETURNS = frozenset({"fprobe-exit", "function-graph"})
+
+
 def _own_trampoline(scenario: Scenario, where: str) -> bool:
     direct = any(ATTACHERS[name].family == "direct" for name in scenario.attachers)
     return direct and FUNCTIONS[where].lane is None
@@ -104,12 +109,16 @@ def gather(
     wanted, tracers = shape(first), exclusive(first)
     chosen: list[Scenario] = []
     trampolines = 0
+    returns: frozenset[str] = frozenset()
     for scenario in (first, *others):
         if len(chosen) == limit:
             break
         if not sociable(scenario) or shape(scenario) != wanted:
             continue
         if len(tracers | exclusive(scenario)) > 1:
+            continue
+        of_it = _RETURNS.intersection(scenario.attachers)
+        if returns and of_it and len(returns | of_it) > 1:
             continue
         where = next((f for f in places(scenario, module_btf) if f in free), None)
         if where is None:
@@ -120,5 +129,6 @@ def gather(
             trampolines += 1
         free.discard(where)
         tracers |= exclusive(scenario)
+        returns |= of_it
         chosen.append(scenario.placed(where) if ANY in scenario.functions else scenario)
     return chosen

@@ -159,6 +159,17 @@ def test_gather_has_one_tracer() -> None:
     assert [s.attachers[0] for s in found] == ["function-graph", "ops", "function-graph"]
 
 
+def test_gather_keeps_users_of_the_function_graph_on_one_function() -> None:
+    """Where fprobes have another user beside them: docs/findings/fgraph-bit-zero.md."""
+    both = pair("fprobe-exit", "function-graph")
+    probes = [pair("fprobe-exit", "ops"), pair("fprobe-exit", "fexit")]
+    tracer = pair("function-graph", "ops")
+    assert gather(both, [*probes, tracer], True, 8) == [both.placed(LANES[0])]
+    found = gather(probes[0], [tracer, both, probes[1], pair("ops", "ops")], True, 8)
+    assert [s.attachers[0] for s in found] == ["fprobe-exit", "fprobe-exit", "ops"]
+    assert len(gather(tracer, [tracer, *probes], True, 8)) == 2
+
+
 def test_gather_leaves_out_who_finds_no_place() -> None:
     """Without BTF for modules BPF has few functions to go on."""
     found = gather(pair("fexit", "ops"), [pair("fentry", "ops")] * 9, False, 8)

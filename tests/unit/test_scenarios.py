@@ -13,7 +13,7 @@ from harness.policy.attachers import ATTACHERS, CORE
 from harness.policy.profile import NAMED, choose
 from harness.scenario import catalogue
 from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import ANY, MISUSES, Attach, Hold, Misuse, Release, Scenario
+from harness.scenario.steps import ANY, MISUSES, Attach, Detach, Hold, Misuse, Release, Scenario
 
 ALL = catalogue.everything()
 DEFAULT = catalogue.default()
@@ -110,12 +110,14 @@ def test_what_is_not_clean() -> None:
 def test_slots_are_enough() -> None:
     """Under a policy that refuses nothing; scenario_from_json looks at that too."""
     for scenario in ALL:
-        taken: dict[str, int] = {}
+        there: dict[str, str] = {}
         for step in scenario.steps:
             if isinstance(step, Attach) and not step.unless_attached:
-                taken[step.attacher] = taken.get(step.attacher, 0) + 1
-        for attacher, count in taken.items():
-            assert count <= ATTACHERS[attacher].slots, scenario.name
+                there[step.id] = step.attacher
+                count = list(there.values()).count(step.attacher)
+                assert count <= ATTACHERS[step.attacher].slots, scenario.name
+            elif isinstance(step, Detach):
+                there.pop(step.id, None)
 
 
 def test_held_calls_are_released() -> None:
