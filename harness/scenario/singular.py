@@ -283,8 +283,9 @@ def filter_changes() -> Iterator[Scenario]:
     steps: list[Step] = []
     for tracer in ("g", "h"):
         steps.append(_on(tracer, "function-graph", two))
-        for _ in range(15):
-            steps += [_on("p", "fprobe-exit", one), Detach("p")]
+        for number in range(15):
+            probe = f"{tracer}{number}"
+            steps += [_on(probe, "fprobe-exit", one), Detach(probe)]
         steps.append(Detach(tracer))
     yield _scenario("fprobe-exit+function-graph/apart", *steps)
 
