@@ -113,8 +113,8 @@ KNOWN: tuple[Known, ...] = (
         "fgraph-bit-zero",
         ("fprobe-exit+function-graph/apart",),
         "docs/findings/fgraph-bit-zero.md",
-        # From 6.14 on fprobes are users of the function graph.
-        first=(6, 14),
+        # Not seen from 6.14 on, when fprobes became users of the function graph: not tried.
+        first=(7, 2),
         last=(7, 3),
         report="at fprobe_return",
     ),
