@@ -298,6 +298,8 @@ class _Job:
             env={
                 "CCACHE_DIR": "/ccache",
                 "CCACHE_COMPILERCHECK": f"string:{self.builder.parent.name}",
+                # Saves one of two passes of the preprocessor for what is not cached yet.
+                "CCACHE_DEPEND": "1",
                 "CCACHE_MAXSIZE": "5G",
             },
         )
