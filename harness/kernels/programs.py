@@ -17,6 +17,8 @@ from harness.errors import InfraError
 # still holds the lock, and nobody clears the directory that it writes to.
 held_fds: ContextVar[tuple[int, ...]] = ContextVar("held_fds", default=())
 
+_LOOK_UP_S = 0.5
+
 _PACKAGES = {
     "apt-get": "apt",
     "apt-config": "apt",
@@ -82,19 +84,25 @@ def run(
     when it fails for a full disk.
     """
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [str(word) for word in argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merge else subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
             env=dict(env) if env is not None else plain_env(),
             pass_fds=held_fds.get(),
         )
     except FileNotFoundError:
         raise not_found(str(argv[0]), what) from None
+    with process:
+        try:
+            stdout, stderr = _output(process)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
     if done.returncode != 0:
         check_disk_full(f"{done.stderr}{done.stdout}", where)
         if check:
@@ -103,6 +111,16 @@ def run(
                 + tail(done.stderr or done.stdout)
             )
     return done
+
+
+def _output(process: subprocess.Popen[str]) -> tuple[str, str]:
+    while True:
+        try:
+            return process.communicate(timeout=_LOOK_UP_S)
+        except subprocess.TimeoutExpired:
+            # Python handles a signal between two of its own instructions. One that comes
+            # just before a read that waits would wait along, for as long as the program runs.
+            continue
 
 
 def stream(
