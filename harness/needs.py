@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.kernels import workspace
 from vm import namespace
 
 ROOM = 4 * 10**9
-"""Bytes that the guest's root, QEMU and a few kernels take in the cache."""
+"""Bytes that the guest's root, QEMU and a few kernels take in the cache.
+
+What a build from a tree takes beside is checked when one begins (harness.kernels.workspace).
+"""
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _APT_HELPER = Path("/usr/lib/apt/apt-helper")
@@ -54,6 +58,7 @@ def needs(user_is_root: bool, cache: Path) -> tuple[Need, ...]:
         _program("mmdebstrap", "makes the guest's root file system", "mmdebstrap"),
         _program("tar", "unpacks the guest's root file system", "tar"),
         _program("zstd", "unpacks kernel images that are packed by it", "zstd"),
+        _program("git", "reads source trees, and applies patches to them", "git"),
         Need(
             "debian-archive-keyring",
             str(_KEYRING) if _KEYRING.is_file() else None,
@@ -144,9 +149,13 @@ def _room(cache: Path) -> Need:
     # What is in the cache already needs no more room.
     used = sum(1 for _ in cache.glob("objects/rootfs/*/tree")) > 0
     enough = free >= (ROOM // 4 if used else ROOM)
+    text = f"{free / 1e9:.1f} GB free"
+    if free < max(workspace.ROOM.values()):
+        rooms = (f"{room / 1e9:.0f} GB ({flavour})" for flavour, room in workspace.ROOM.items())
+        text += f"; the first build from a tree takes {', '.join(rooms)}"
     return Need(
         f"room in {existing}",
-        f"{free / 1e9:.1f} GB free" if enough else None,
+        text if enough else None,
         "the cache holds root file systems, QEMU, kernels and built modules",
         f"only {free / 1e9:.1f} GB are free: `cohabit kernels prune`, or set COHABIT_CACHE to a "
         "directory on a larger file system",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import json
 import queue
@@ -198,13 +199,15 @@ def built(
                 try:
                     patch = series.Patch(mutant.path.name, mutant.name, mutant.patch)
                     (patched,) = series.apply(tree, [patch])
-                    made = build.build(patched, setup.options, setup.root, store, say)
+                    made = build.build(patched, options, setup.root, store, say)
                 except CohabitError as error:
                     made = error
                 ready.put((mutant, made, store))
         except BaseException as error:
             ready.put(error)
 
+    # 180 MB less to write for each of kernels that are gone as soon as they were judged.
+    options = dataclasses.replace(setup.options, debug_info=False)
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:

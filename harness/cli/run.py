@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -16,12 +17,14 @@ from pathlib import Path
 from harness import __version__
 from harness.agent.abi import LANES
 from harness.errors import CohabitError, InfraError, UsageError
+from harness.kernels import decode
 from harness.kernels.model import Kernel
 from harness.kernels.references import check
 from harness.policy import profile
 from harness.report import html, jsonout, junit, ktap, text
 from harness.report.model import RunModel, exit_status
 from harness.report.progress import Progress
+from harness.run.decoding import Booted, decode_reports
 from harness.run.programs import Programs
 from harness.run.record import FORMAT, Record, new_directory
 from harness.run.schedule import Schedule, Work
@@ -29,6 +32,7 @@ from harness.scenario import catalogue
 from harness.scenario.parse import scenario_from_json
 from harness.scenario.steps import Scenario
 from harness.target.vm import VmTarget
+from vm import rootfs
 
 from .setup import DEFAULT_KERNEL, Setup, add_machine_options, add_tree_options, say
 
@@ -171,8 +175,9 @@ def check_options(args: argparse.Namespace) -> None:
 def _works(
     setup: Setup, kernels: Iterable[tuple[str, Kernel]], scenarios: Sequence[Scenario],
     override: str | None, record: Record,
-) -> list[Work]:  # fmt: skip
+) -> tuple[list[Work], list[Booted]]:  # fmt: skip
     works: list[Work] = []
+    booted: list[Booted] = []
     for reference, kernel in kernels:
         if any(work.kernel == kernel.release for work in works):
             raise UsageError(
@@ -193,7 +198,12 @@ def _works(
             return setup.target(kernel, record.console(name))
 
         works.append(Work(kernel.release, chosen_profile, make, scenarios))
-    return works
+        booted.append(Booted(kernel, setup.kmods(kernel)))
+    return works, booted
+
+
+def _decoder(setup: Setup, kernel: Kernel, modules: Path, mountpoint: Path) -> decode.Decoder:
+    return decode.of_kernel(kernel, modules, rootfs.builder_root(setup.store, say), mountpoint)
 
 
 def perform(
@@ -218,9 +228,10 @@ def perform(
         )
         interrupted = False
         try:
-            works = _works(setup, kernels, scenarios, override, record)
+            works, booted = _works(setup, kernels, scenarios, override, record)
             programs = Programs(setup.store.state)
             Schedule(works, record, _jobs(args.jobs), args.together, programs).run()
+            decode_reports(record, progress.model, booted, functools.partial(_decoder, setup))
         except KeyboardInterrupt:
             interrupted = True
         model = progress.model

@@ -8,20 +8,18 @@ that the next build of that tree, patched or at another revision, compiles what 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 
 from harness.errors import InfraError
-from harness.kernels import kconfig
+from harness.kernels import decode, kconfig, workspace
 from harness.kernels.git import Git
 from harness.kernels.model import Kernel
 from harness.kernels.modules import first_error
@@ -40,7 +38,7 @@ ADDITIONS = Path(__file__).parent / "fragments"
 
 FLAVOURS = ("plain", "debug", "kasan")
 
-RECIPE = "1"
+RECIPE = "2"
 """Counts up whenever building changes what comes out of the same tree."""
 
 _LOG = "build.log"
@@ -65,12 +63,16 @@ ARCHES = {"x86_64": Arch("x86_64", "x86", "arch/x86/boot/bzImage")}
 
 @dataclass(frozen=True)
 class Options:
-    """How a tree is built: ``extra`` is the text of the user's fragment, jobs as for make."""
+    """How a tree is built: ``extra`` is the text of the user's fragment, jobs as for make.
+
+    ``debug_info``: keep what decode.py needs, about 180 MB.
+    """
 
     flavour: str = "plain"
     extra: str = ""
     jobs: int = 0
     arch: str = "x86_64"
+    debug_info: bool = True
 
     def fragments(self) -> str:
         """All fragments in their order: a later one has the last word."""
@@ -83,7 +85,8 @@ def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> K
     """Return the kernel that ``tree`` makes, from the cache if it was built before.
 
     ``root`` is the guest's root file system.  Raises InfraError with the first error when
-    the build fails, or with the options that the configuration did not keep.
+    the build fails, with the options that the configuration did not keep, or when there is
+    no room on the disk.
     """
     fragments = options.fragments()
     builder = rootfs.builder_root(store, say)
@@ -95,11 +98,12 @@ def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> K
         "builder": builder.parent.name,
         "virtme": _virtme_version().decode(),
         "recipe": RECIPE,
+        **({} if options.debug_info else {"debug_info": "no"}),
     }
     label = f"{tree.release} ({options.flavour}) of {tree.reference}"
 
     def make(target: Path) -> list[str]:
-        with _workspace(tree, options, store, say) as work:
+        with workspace.opened(tree, options.arch, options.flavour, store, say) as work:
             job = _Job(tree, options, fragments, builder, work, store, say)
             release = job.run(target)
         return finish(target, release, root)
@@ -123,21 +127,6 @@ def _virtme() -> Path:
     return Path(found.origin).parent
 
 
-@contextlib.contextmanager
-def _workspace(tree: Tree, options: Options, store: Store, say: Say) -> Iterator[Path]:
-    """Give the directory in which a tree is built, to one process at a time."""
-    name = f"{tree.repository.stem}-{options.arch}-{options.flavour}"
-    work = store.root / "work" / name
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another cohabit builds {tree.reference} ({options.flavour}); waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield work
-
-
 class _Job:
     """One build in its workspace."""
 
@@ -149,7 +138,7 @@ class _Job:
         self.arch = ARCHES[options.arch]
         self.builder, self.work, self.store, self.say = builder, work, store, say
         self.source, self.out = work / "src", work / "out"
-        self.ccache = store.root / "ccache"
+        self.ccache = workspace.ccache(store)
         for directory in (self.out, self.ccache):
             directory.mkdir(exist_ok=True)
         self.log = work / _LOG
@@ -262,9 +251,25 @@ class _Job:
         shutil.copyfile(self.out / ".config", boot / f"config-{release}")
         shutil.copyfile(self.out / "System.map", boot / f"System.map-{release}")
         (boot / f"abi-{release}").write_text(self._abi(stage / headers), encoding="ascii")
+        if self.options.debug_info:
+            self._keep_debug_info(stage, release)
         for item in stage.iterdir():
             # The same file system: the cache has both.
             item.rename(target / item.name)
+
+    def _keep_debug_info(self, stage: Path, release: str) -> None:
+        """Lay out what decode.py needs.  Not compressed: that takes longer than all of this."""
+        for name in ("boot", "scripts"):
+            (stage / decode.DEBUG / name).mkdir(parents=True)
+        self._shell(
+            "objcopy --only-keep-debug /out/vmlinux "
+            f"/stage/{decode.DEBUG}/boot/vmlinux-{release}\n",
+            f"keeping the debug info of {release}",
+        )
+        for name in decode.SCRIPTS:
+            script = self.source / "scripts" / name
+            if script.is_file():
+                shutil.copy(script, stage / decode.DEBUG / "scripts")
 
     def _abi(self, headers: Path) -> str:
         """A hash of what module builds take from the kernel: a patch to a .c file changes none."""

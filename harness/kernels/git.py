@@ -178,6 +178,7 @@ def opened(
     store: Store,
     name: str,
     *,
+    label: str = "",
     borrow: Path | None = None,
     checkout: Checkout | None = None,
     busy: Callable[[], None] = lambda: None,
@@ -185,8 +186,10 @@ def opened(
     """Give our repository for ``name``, made if need be, to one process at a time.
 
     It reads the objects of the user's ``checkout``, or those in ``borrow``, which are in
-    the cache themselves.  ``busy`` is called when another process has it.  Raises InfraError
-    when the cache can't be written to or is full, also for what is done inside.
+    the cache themselves.  ``label`` is what lists of the cache call it, if not ``name``.
+    ``busy`` is called when another process has it.  Until ``store`` is closed it is not
+    removed, so a name of an object in it stays good.  Raises InfraError when the cache
+    can't be written to or is full, also for what is done inside.
     """
     top = store.root / "git"
     kind = checkout.object_format if checkout else "sha1"
@@ -196,6 +199,10 @@ def opened(
         with locked(path.with_suffix(".lock"), busy):
             if not path.is_dir():
                 create(path, kind, own=checkout is not None)
+            (path / "lock").touch()
+            pinned = store.pin(path)
+            assert pinned, "to remove it takes the lock that we have"
+            describe(path, label or name)
             objects = checkout.objects if checkout else borrow
             text = ("../own\n" if checkout else "") + (f"{objects}\n" if objects else "")
             _write(path / "objects/info/alternates", text)
@@ -235,22 +242,53 @@ def _copy(path: Path, source: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def locked(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock file ``path``; programs started meanwhile hold it for as long as they run."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def describe(place: Path, text: str) -> None:
+    """Write down what a directory of ours is for, for lists of the cache."""
+    (place / "about").write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def described(place: Path) -> str:
+    """Return what ``describe`` wrote, in one line; the directory's name if there is nothing."""
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy()
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        held = held_fds.set((*held_fds.get(), fd))
-        try:
-            yield
-        finally:
-            held_fds.reset(held)
+        text = (place / "about").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    return text.replace("\n", " ") or place.name
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path, busy: Callable[[], None] = lambda: None, how: int = fcntl.LOCK_EX
+) -> Iterator[None]:
+    """Hold the lock file ``path``; programs started meanwhile hold it for as long as they run.
+
+    ``busy`` is called when somebody else has it; ``how`` may be LOCK_SH.  Raises
+    FileNotFoundError when its directory is not there, or went away while we waited.
+    """
+    fd = _lock(path, busy, how)
+    held = held_fds.set((*held_fds.get(), fd))
+    try:
+        yield
     finally:
+        held_fds.reset(held)
+        os.close(fd)
+
+
+def _lock(path: Path, busy: Callable[[], None], how: int) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(fd, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy()
+                fcntl.flock(fd, how)
+            # Who had it may have removed its directory, and a third made it anew.
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
 
 

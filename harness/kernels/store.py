@@ -134,10 +134,10 @@ class Store:
         """
         final = self.root / "objects" / kind / key_of(kind, inputs)
         with self._disk_errors():
-            if self._pin(final) and _damage(final) is None:
+            if self.pin(final) and _damage(final) is None:
                 return self._hand_out(final)
             with self._turn(f"{kind}-{final.name}", label, say):
-                if self._pin(final):
+                if self.pin(final):
                     damage = _damage(final)
                     if damage is None:
                         return self._hand_out(final)
@@ -253,7 +253,7 @@ class Store:
         with self._guard:
             self._pins[final] = fd
 
-    def _pin(self, final: Path) -> bool:
+    def pin(self, final: Path) -> bool:
         """Take the shared lock of an entry, unless it is missing or being removed."""
         with self._guard:
             if (old := self._pins.get(final)) is not None:

@@ -337,7 +337,7 @@ def _opened(
 
     # One that stops being a git checkout starts anew: its ignored files count then.
     name = str(directory) if checkout else f"plain {directory}"
-    return git.opened(store, name, checkout=checkout, busy=busy)
+    return git.opened(store, name, label=str(directory), checkout=checkout, busy=busy)
 
 
 def _take(

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import differences, matrix, timeline, words
+from harness.report import differences, matrix, timeline, traces, words
 from harness.report.matrix import LEGEND, Cell, Matrix, Triple, mark_of
 from harness.report.model import RunModel
 from harness.report.views import HARMLESS, Kernel, Scenario, Vm, tally
@@ -89,6 +89,7 @@ def render(model: RunModel) -> str:
         departure_words=matrix.departure_words,
         legend=LEGEND,
         timeline=timeline.build,
+        traces=traces,
         words=words,
     )
     matrices = [k.matrix for k in kernels if k.matrix is not None]

@@ -11,10 +11,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.report import differences, matrix
+from harness.report import differences, matrix, traces
 from harness.report.matrix import Cell, Matrix
 from harness.report.model import RunModel, exit_status
-from harness.report.views import Group, Scenario, Step, Vm, tally
+from harness.report.views import Group, Report, Scenario, Step, Vm, tally
 from harness.report.words import (
     bodies,
     errno_name,
@@ -106,7 +106,7 @@ def _worst(cells: Sequence[Cell]) -> str:
 
 def _vm(vm: Vm) -> dict[str, Any]:
     shown = dataclasses.asdict(vm)
-    for key in ("kernel", "command", "console_tail", "backtraces", "started_t"):
+    for key in ("kernel", "command", "console_tail", "backtraces", "decoded", "started_t"):
         del shown[key]
     return shown
 
@@ -142,7 +142,22 @@ def _scenario(model: RunModel, scenario: Scenario, counts: bool) -> dict[str, An
         "seconds": round(scenario.seconds, 3),
         "planned_steps": len(scenario.planned),
         "steps": [_step(scenario, step) for step in scenario.steps],
+        "reports": [_report(report) for report in model.reports_of(scenario)],
         "repeat": repeat_command(model, scenario.kernel, scenario.name),
+    }
+
+
+def _report(report: Report) -> dict[str, Any]:
+    """``trace`` leaves out registers and the like."""
+    return {
+        "id": report.id,
+        "index": report.index,
+        "when": report.when,
+        "kind": report.kind,
+        "title": report.title,
+        "fingerprint": report.fingerprint,
+        "decoded": bool(report.decoded),
+        "trace": traces.shown(report),
     }
 
 

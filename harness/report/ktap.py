@@ -7,8 +7,9 @@ them (tools/testing/selftests/kselftest.h).
 
 from __future__ import annotations
 
+from harness.report import traces
 from harness.report.model import RunModel
-from harness.report.views import HARMLESS, Group, Scenario, Vm
+from harness.report.views import HARMLESS, Group, Report, Scenario, Vm
 from harness.report.words import (
     brief,
     diff,
@@ -109,9 +110,12 @@ def diagnostics(model: RunModel, scenario: Scenario) -> list[str]:
         for mismatch in step.mismatches:
             lines.append(f"   {subject(mismatch)} ({mismatch.rule})")
             lines += [f"   {sign} {text}" for sign, text in diff(mismatch)]
+    reports = model.reports_of(scenario)
     for step in scenario.bad_steps:
         lines += [f"   registry: {line}" for line in step.registry_text.splitlines()]
-        lines += [f"   {line.stamped}" for line in step.log]
+        lines += [f"   {line.stamped}" for line in traces.other_lines(step, reports)]
+    for report in reports:
+        lines += report_lines(model, report)
     vm = model.vms.get(scenario.vm)
     if vm is not None and vm.verdict == scenario.verdict:
         lines += vm_lines(vm)
@@ -121,13 +125,21 @@ def diagnostics(model: RunModel, scenario: Scenario) -> list[str]:
 def group_diagnostics(model: RunModel, group: Group) -> list[str]:
     """A group's trouble: what it was, its members, and its VM's end where that says the same."""
     lines = [f"group {group.id}: {group.verdict}: {group.reason}", *group_lines(model, group)]
+    for report in model.reports_of(group):
+        lines += report_lines(model, report)
     vm = model.vms.get(group.vm)
     return lines + (vm_lines(vm) if vm is not None and vm.verdict == group.verdict else [])
 
 
 def vm_lines(vm: Vm) -> list[str]:
     """A VM's trouble: what it was, the console's end, the stacks."""
-    return [f"{vm.id}: {vm.verdict}: {vm.detail}", *vm.console_tail, *vm.backtraces]
+    return [f"{vm.id}: {vm.verdict}: {vm.detail}", *vm.console_tail, *vm.stacks]
+
+
+def report_lines(model: RunModel, report: Report) -> list[str]:
+    """A report of the kernel: where it came, and its call trace."""
+    shown = traces.shown(report, traces.LIMIT)
+    return [f"report of the kernel {traces.where(model, report)}:", *(f"   {x}" for x in shown)]
 
 
 def _comments(lines: list[str]) -> list[str]:

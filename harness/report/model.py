@@ -24,6 +24,7 @@ from harness.report.views import (
     LogLine,
     Mismatch,
     Note,
+    Report,
     Run,
     Scenario,
     Step,
@@ -54,10 +55,12 @@ class RunModel:
         self.attempts: dict[str, Scenario] = {}
         self.groups: dict[str, Group] = {}
         self.notes: list[Note] = []
+        self.reports: dict[str, Report] = {}
         self.seconds = 0.0
         self.truncated = False
         self._next_seq = 0
         self._tries: dict[tuple[str, str], list[str]] = {}
+        self._reports_of: dict[str, list[str]] = {}
         self._counting: list[Scenario] | None = None
 
     def feed(self, event: Mapping[str, Any]) -> None:
@@ -176,6 +179,10 @@ class RunModel:
             or (s.verdict == "XFAIL" and s.reason.startswith(group.reason))
             for s in self.alone(group)
         )
+
+    def reports_of(self, thing: Scenario | Group | Vm) -> list[Report]:
+        """The kernel's reports in an attempt or a group; of a VM those that came in neither."""
+        return [self.reports[i] for i in self._reports_of.get(thing.id, ())]
 
     def kernel_of(self, kernel: str) -> Kernel:
         """The kernel with this id, even if the record does not introduce it."""
@@ -343,6 +350,31 @@ class RunModel:
         if ended.verdict == "PASS":
             ended = replace(ended, steps=tuple(step.outline for step in ended.steps))
         self.attempts[scenario.id] = ended
+
+    def _on_report(self, e: Mapping[str, Any]) -> None:
+        report = Report(
+            str(e["report"]),
+            vm=_text(e, "vm"),
+            when=_text(e, "when"),
+            kind=_text(e, "kind"),
+            title=_text(e, "title"),
+            fingerprint=_text(e, "fingerprint"),
+            lines=tuple(map(str, e.get("lines", ()))),
+            scenarios=tuple(map(str, e.get("scenarios", ()))),
+            group=_text(e, "group"),
+            index=e.get("index"),
+        )
+        self.reports[report.id] = report
+        concerned = [*report.scenarios, report.group] if report.scenarios else [report.vm]
+        for thing in filter(None, concerned):
+            self._reports_of.setdefault(thing, []).append(report.id)
+
+    def _on_decoded(self, e: Mapping[str, Any]) -> None:
+        lines = tuple(map(str, e.get("lines", ())))
+        if "report" in e:
+            self.reports[e["report"]] = replace(self.reports[e["report"]], decoded=lines)
+        else:
+            self.vms[e["vm"]] = replace(self.vms[e["vm"]], decoded=lines)
 
     def _on_note(self, e: Mapping[str, Any]) -> None:
         self.notes.append(Note(self.seconds, _text(e, "level"), _text(e, "text")))

@@ -6,15 +6,16 @@ from __future__ import annotations
 import io
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.report import differences, matrix
+from harness.report import differences, matrix, traces
 from harness.report.matrix import LEGEND, Matrix, Triple, departure_words, mark_of
 from harness.report.model import RunModel
-from harness.report.views import Group, Kernel, Scenario, Step, Vm
+from harness.report.views import Group, Kernel, Report, Scenario, Step, Vm
 from harness.report.words import (
     brief,
     command_line,
@@ -79,6 +80,8 @@ class _Writer:
     def __init__(self, model: RunModel, console: Console) -> None:
         self.model = model
         self.console = console
+        #: The groups that are in the report.
+        self._groups: set[str] = set()
 
     def write(self) -> None:
         """The sections, in order."""
@@ -93,11 +96,13 @@ class _Writer:
         groups = self.model.group_failures()
         for group in groups:
             self._group(group)
+        self._groups = {group.id for group in groups}
         told = {scenario for group in groups for scenario in group.scenarios}
         for scenario in self.model.failures():
             # A run that was cut short leaves a hundred of a group open, all at one step.
             if scenario.finished or scenario.id not in told:
                 self._scenario(scenario)
+        self._known()
         self._counts()
 
     def _line(self, text: str = "", style: str = "", indent: int = 0) -> None:
@@ -178,6 +183,8 @@ class _Writer:
         self._heading(
             f"{vm.verdict}  {vm.id}, {vm.kernel}: {brief(vm.detail)}", verdict_style(vm.verdict)
         )
+        for report in self.model.reports_of(vm):
+            self._report(report, 2)
         self._vm_lines(vm)
 
     def _group(self, group: Group) -> None:
@@ -187,6 +194,8 @@ class _Writer:
         )
         for line in group_lines(self.model, group):
             self._line(line, indent=2)
+        for report in self.model.reports_of(group):
+            self._report(report, 2)
         vm = self.model.vms.get(group.vm)
         if vm is not None and vm.verdict == group.verdict:
             self._vm_lines(vm)
@@ -194,22 +203,47 @@ class _Writer:
     def _vm_lines(self, vm: Vm) -> None:
         for title, lines in (
             (f"the end of console-{vm.id}.log:", vm.console_tail[-_TAIL:]),
-            ("stacks:", vm.backtraces),
+            ("stacks:", vm.stacks),
         ):
             if lines:
                 self._line(title, indent=2)
                 self._raw("\n".join(lines), 4)
 
+    def _report(self, report: Report, indent: int) -> None:
+        """Where a report of the kernel came, and its call trace."""
+        place = f"the kernel's report {traces.where(self.model, report)}"
+        if indent > 2 and report.group in self._groups:
+            self._line(f"{place}, as in group {report.group}: {report.title}", indent=indent)
+            return
+        self._line(f"{place}:", indent=indent)
+        self._raw("\n".join(traces.shown(report, traces.LIMIT)), indent + 2)
+
+    def _known(self) -> None:
+        """Reports that are known differences: of several alike the first."""
+        found = traces.known(self.model)
+        if found:
+            self._heading("Reports of the kernel that are known differences")
+        for one in found:
+            more = f", and of {plural(one.more, 'more scenario')}" if one.more else ""
+            what = f"{one.scenario.xfail}, {one.scenario.kernel}"
+            place = traces.where(self.model, one.report)
+            self._line(f"{what}: {place} of {one.scenario.name}{more}", indent=2)
+            self._raw("\n".join(traces.shown(one.report, traces.LIMIT)), 4)
+
     def _scenario(self, scenario: Scenario) -> None:
         verdict = scenario.verdict
         self._heading(f"{verdict}  {scenario.name}", verdict_style(verdict))
         self._line(f"{whereabouts(scenario)}: {brief(scenario.reason)}", indent=2)
+        reports = self.model.reports_of(scenario)
         for row in scenario.rows:
             if row.step is not None:
-                self._step(scenario, row.step)
+                self._step(scenario, row.step, [r for r in reports if r.index == row.index])
             else:
                 title = step_title(row.spec, scenario.attacher_of)
                 self._line(f"{row.index + 1}. {title}: {row.note}", "dim", 2)
+        for report in reports:
+            if report.index is None:
+                self._report(report, 5)
         if "\n" in scenario.reason:
             self._line("the whole reason:", indent=2)
             self._raw(scenario.reason, 4)
@@ -219,11 +253,13 @@ class _Writer:
         again = repeat_command(self.model, scenario.kernel, scenario.name)
         self._line(f"repeat: {again}", indent=2)
 
-    def _step(self, scenario: Scenario, step: Step) -> None:
+    def _step(self, scenario: Scenario, step: Step, reports: Sequence[Report]) -> None:
         title = f"{step.index + 1}. {step_title(step.spec, scenario.attacher_of)}: {outcome(step)}"
         done = effect(step)
         self._line(f"{title} -> {done}" if done else title, indent=2)
         if step not in scenario.bad_steps:
+            for report in reports:
+                self._report(report, 5)
             return
         for mismatch in step.mismatches:
             self._line(subject(mismatch), indent=5)
@@ -234,9 +270,11 @@ class _Writer:
         if step.registry_text:
             self._line("registry:", indent=5)
             self._raw(step.registry_text, 7)
-        if step.log:
+        for report in reports:
+            self._report(report, 5)
+        if others := traces.other_lines(step, reports):
             self._line("kernel log:", indent=5)
-            for line in step.log:
+            for line in others:
                 self._raw(line.stamped, 7)
 
     def _counts(self) -> None:

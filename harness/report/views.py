@@ -60,6 +60,39 @@ class Vm:
     detail: str = ""
     console_tail: tuple[str, ...] = ()
     backtraces: tuple[str, ...] = ()
+    decoded: tuple[str, ...] = ()
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """The backtraces, with files and lines where they were decoded."""
+        return self.decoded or self.backtraces
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the kernel complained of.
+
+    ``when`` and, in a step, its ``index`` say what was being done, ``scenarios`` by whom
+    (ids), side by side in a ``group`` if that is set.  ``lines`` are as they were shown,
+    ``decoded`` the same with files and lines, empty where that was not done.
+    """
+
+    id: str
+    vm: str
+    when: str
+    kind: str
+    title: str
+    fingerprint: str
+    lines: tuple[str, ...]
+    scenarios: tuple[str, ...] = ()
+    group: str = ""
+    index: int | None = None
+    decoded: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The lines, decoded if possible."""
+        return self.decoded or self.lines
 
 
 @dataclass(frozen=True)
@@ -84,8 +117,12 @@ class LogLine:
     @property
     def stamped(self) -> str:
         """The line as the kernel prints it: ``<4>[   12.345678] text``."""
-        level = "" if self.level is None else f"<{self.level}>"
-        return f"{level}{'' if self.t is None else f'[{self.t:12.6f}] '}{self.text}"
+        return f"{'' if self.level is None else f'<{self.level}>'}{self.plain}"
+
+    @property
+    def plain(self) -> str:
+        """The same without the level, as a console shows it and a report has it."""
+        return f"{'' if self.t is None else f'[{self.t:12.6f}] '}{self.text}"
 
 
 @dataclass(frozen=True, slots=True)

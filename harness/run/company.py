@@ -94,6 +94,9 @@ class Company:
     splats: list[str] = field(default_factory=list)
     #: What the registry's grammar did not understand.
     unknown: set[str] = field(default_factory=set)
+    #: The step that is being done (None: none was begun), and who does it.
+    index: int | None = None
+    acting: Sequence[Member] = ()
     #: The agent's id of each attachment of the model's.
     _names: dict[str, str] = field(default_factory=dict)
 
@@ -122,6 +125,7 @@ class Company:
     # --- planning ---------------------------------------------------------------------------
 
     def _phase(self, index: int, acting: list[tuple[Member, Step]]) -> None:
+        self.index, self.acting = index, [member for member, _ in acting]
         plan = self._plan(index, acting)
         predictions: dict[str, Prediction] = {}
         for planned_act in plan:

@@ -67,7 +67,7 @@ class Record:
         except OSError as error:
             raise unwritable(self.directory, error) from error
 
-    def event(self, kind: str, **values: Any) -> None:
+    def event(self, kind: str, /, **values: Any) -> None:
         """Adds one event."""
         with self._lock:
             event: dict[str, Any] = {

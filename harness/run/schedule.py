@@ -236,6 +236,10 @@ class Schedule:
                 if work.compiler is session:
                     work.compiler = None
             if session.begun:
+                if end["reason"] == "died":
+                    # It may have had more to say than the agent could pass on.
+                    console = self._record.console(name)
+                    session.reports.of_console(console, asked="backtraces" in end)
                 self._record.event("vm_end", vm=name, **end)
 
     def _boot(self, session: Session, work: Work, end: dict[str, Any]) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import InfraError
-from harness.monitor import Monitor, Severity
 from harness.oracle import observation
 from harness.policy import known
 from harness.policy.profile import Profile, release_version
@@ -21,6 +20,7 @@ from harness.target.protocol import Target, TargetGoneError, TargetSilentError
 from .company import Company, Member, SharedTroubleError
 from .programs import SOURCE, Programs
 from .record import Record
+from .reports import Reports
 from .requirements import needs_compiler, skip_reason
 
 #: Seconds on a fast machine; the target scales them.
@@ -108,6 +108,13 @@ class Session:
         self.begun = False
         #: Whether the BPF programs are compiled on this VM.
         self.compiled = False
+        #: What the kernel complains of goes into the record by this.
+        self.reports = Reports(record, vm, self._place)
+        #: Where a report would come: what is done, by whom.
+        self._when = "boot"
+        self._members: Sequence[Member] = ()
+        self._group = ""
+        self._acting: Company | None = None
         self._state = State()
 
     def start(self, compile_bpf: bool = False) -> None:
@@ -335,6 +342,7 @@ class Session:
 
     def _company(self, members: Sequence[Member], group: str) -> Company:
         """A company with a fresh look at its functions."""
+        self._when, self._members, self._group = "begin", members, group
         if any(needs_compiler(m.scenario) for m in members) and not self.compiled:
             self._compile()
         functions = tuple(f for m in members for f in m.scenario.functions)
@@ -346,26 +354,31 @@ class Session:
             # The one thing of a scenario's end that the next one may still see.
             stale_share=self._state.stale_share,
         )
+        reports = self.reports.of_reply
         company = Company(
-            members, self._profile, self._record, self._acts, self._reports, self._state, group
+            members, self._profile, self._record, self._acts, reports, self._state, group
         )
-        company.splats = self._reports(reply)
+        company.splats = reports(reply)
+        self._when, self._acting = "step", company
         return company
+
+    def _place(self) -> dict[str, Any]:
+        """Where a report comes: keys of its event."""
+        place: dict[str, Any] = {"when": self._when}
+        members = self._members
+        if self._when == "step" and self._acting:
+            members = self._acting.acting
+            place["index"] = self._acting.index
+        if members:
+            place["scenarios"] = [m.identity for m in members]
+        if self._group:
+            place["group"] = self._group
+        return place
 
     def _acts(self, **request: Any) -> dict[str, Any]:
         """Sends acts; time for each of them that the kernel waits in."""
         slow = sum(act["do"] != "call" for act in request["acts"])
         return self._request(STEP_TIMEOUT + PATIENCE + ACT_TIMEOUT * slow, **request)
-
-    @staticmethod
-    def _reports(reply: Mapping[str, Any]) -> list[str]:
-        """Titles of the kernel's reports among the messages in a reply."""
-        monitor = Monitor()
-        found = monitor.feed_records(
-            [(int(r["level"]), float(r["t"]), str(r["text"])) for r in reply["log"]]
-        )
-        found = [*found, *monitor.finish()]
-        return [f.title for f in found if f.severity is not Severity.BENIGN]
 
     def _clean_after(self, company: Company) -> tuple[str, list[str]]:
         """As _clean, unless the VM is lost anyway: a kernel that reported a fault of its own
@@ -374,8 +387,9 @@ class Session:
 
     def _clean(self) -> tuple[str, list[str]]:
         """Removes what is left; words for what could not be, and late reports."""
+        self._when = "clean"
         result = self._request(STEP_TIMEOUT + PATIENCE, op="clean")
-        splats = self._reports(result)
+        splats = self.reports.of_reply(result)
         if not result["log_complete"]:
             splats.append("kernel messages were lost")
         return "; ".join(result["residue"]), splats
