@@ -28,6 +28,8 @@ _REPORTED = frozenset({"SPLAT", "CRASH"})
 _NOTICE = 5
 #: A number that differs from run to run and from build to build.
 _NUMBER = re.compile(r"\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b|\d+")
+#: What GCC appends to the names of functions that it specialised or split.
+_CLONE = re.compile(r"(?<=\w)(?:\.(?:isra|constprop|part|cold)(?:\.\d+)?)+\b")
 #: A body or a module that is one of several alike: ``livepatch-a``, ``fmod_ret-1``.
 _SLOT = re.compile(r"\b(livepatch|ipmodify|fmod_ret|cohabit_klp)([-_])(?:[a-z]|\d+)\b")
 #: What a slow machine makes a kernel say, whatever was changed in it.
@@ -116,7 +118,11 @@ def read(path: Path) -> WholeRun:
 
 
 def mask(text: str) -> str:
-    """A kernel's message as one line, numbers and addresses as ``N``."""
+    """A kernel's message as one line, numbers and addresses as ``N``.
+
+    What a compiler appends to the name of a function that it changed says nothing of the source.
+    """
+    text = _CLONE.sub("", text)
     return _NUMBER.sub("N", brief(printable(text)))
 
 
