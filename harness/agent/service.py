@@ -66,6 +66,8 @@ class Service:
             "pid": os.getpid(),
             "ftrace_enabled": observe.ftrace_enabled(),
             "livepatch": os.path.isdir("/sys/kernel/livepatch"),
+            # kernel/locking/lockdep_proc.c
+            "lockdep": os.path.exists("/proc/lockdep_stats"),
             "vmlinux_btf": os.path.exists("/sys/kernel/btf/vmlinux"),
             "kprobe_multi": bpf.has_kprobe_multi(),
             "tracers": (system.read(TRACEFS + "available_tracers") or "").split(),

@@ -299,7 +299,8 @@ class Session:
     def _splat(self, member: Member, splats: Sequence[str]) -> str:
         """Ends a scenario that the kernel complained in; gives what it said."""
         version = release_version(self._kernel)
-        found = [known.of_report(member.scenario.name, version, title) for title in splats]
+        lockdep = bool(self._facts["lockdep"])
+        found = [known.of_report(member.scenario.name, version, t, lockdep) for t in splats]
         if (first := found[0]) and all(k is first for k in found):
             self._end(member, "XFAIL", f"{splats[0]} ({first.page})", xfail=first.name)
             return splats[0]
@@ -323,7 +324,7 @@ class Session:
             self._done(company)
             residue, late = self._clean_after(company)
             if splats := company.splats + late:
-                trouble, ended = ("SPLAT", splats[0]), True
+                trouble, ended = self._shared_splat(splats), True
             elif residue:
                 trouble, ended = trouble or ("FAIL", f"left behind: {residue}"), True
         except AccidentError as error:
@@ -339,6 +340,14 @@ class Session:
                 self._end(member, "PASS", "")
         if trouble:
             raise RegroupError(*trouble, again, accident, ended)
+
+    def _shared_splat(self, splats: Sequence[str]) -> tuple[str, str]:
+        """Verdict and reason of a company that the kernel complained in."""
+        version, lockdep = release_version(self._kernel), bool(self._facts["lockdep"])
+        found = [known.of_company(version, title, lockdep) for title in splats]
+        if (first := found[0]) and all(k is first for k in found):
+            return "XFAIL", f"{splats[0]} ({first.page})"
+        return "SPLAT", splats[found.index(None)] if None in found else splats[0]
 
     def _company(self, members: Sequence[Member], group: str) -> Company:
         """A company with a fresh look at its functions."""

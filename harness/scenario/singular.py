@@ -277,6 +277,19 @@ def filter_changes() -> Iterator[Scenario]:
         Detach("d"),
         Detach("p"),
     )
+    # All BPF trampolines may share one ftrace_ops (docs/findings/share-asked-unlocked.md): to
+    # change one of them is no business of another's.
+    yield _scenario(
+        "livepatch+fentry/beside",
+        _on("a", "livepatch", one),
+        _on("b", "fentry", one),
+        _on("c", "fentry", two),
+        _on("d", "fexit", two),
+        Detach("d"),
+        Detach("c"),
+        Detach("b"),
+        Detach("a"),
+    )
     # The kernel gives users of the function graph 16 numbers in turn, and a fault hangs on
     # the first (docs/findings/fgraph-bit-zero.md): whoever has it in the first round, the
     # tracer has another one in the second.

@@ -81,6 +81,7 @@ class ModelKernel:
         return {
             "release": self.release,
             "livepatch": True,
+            "lockdep": False,
             "vmlinux_btf": True,
             "kprobe_multi": True,
             "tracers": ["function", "function_graph"],

@@ -7,6 +7,7 @@ import errno
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from harness.policy.attachers import ATTACHERS
 from harness.policy.known import KNOWN
 from harness.policy.predict import applies, predict
 from harness.policy.state import State
+from harness.scenario import catalogue
 from harness.scenario.functions import FUNCTIONS
 from harness.scenario.parse import STEPS, scenario_from_json
 from harness.scenario.steps import Scenario
@@ -162,3 +164,16 @@ def test_findings_are_all_in_the_index() -> None:
         assert text.startswith(f"# {page.removesuffix('.md')}: ")
         for row_name in ("kernels", "scenario", "whose fault"):
             assert re.search(rf"^\| {row_name}s? \|", text, re.MULTILINE), (page, row_name)
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "findings").glob("*.json")), ids=lambda p: p.stem)
+def test_scenario_files_of_findings_are_the_scenarios(path: Path) -> None:
+    """So that what replays a finding changes when its scenario does."""
+    replayed = scenario_from_json(json.loads(path.read_text(encoding="utf-8")))
+    alike = [s for s in catalogue.everything() if s.name.partition("/on:")[0] == replayed.name]
+    assert replayed in [replace(s, name=replayed.name, matrix=None) for s in alike]
+
+
+def test_what_may_be_xfail_has_a_scenario_file() -> None:
+    files = {path.stem for path in (DOCS / "findings").glob("*.json")}
+    assert {known.name for known in KNOWN} <= files

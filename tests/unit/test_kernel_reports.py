@@ -11,7 +11,10 @@ import pytest
 from model_kernel import Event, ModelKernel
 from policy_help import OTHER, on
 
+from harness.policy import known
+from harness.policy.known import Known
 from harness.policy.profile import choose
+from harness.report.model import read
 from harness.run.record import Record
 from harness.run.reports import Reports
 from harness.run.schedule import Schedule, Work
@@ -128,6 +131,23 @@ def test_side_by_side_it_is_told_once_for_all(tmp_path: Path) -> None:
     (found,) = reports(events)
     assert (found["when"], found["index"], found["group"]) == ("step", 1, "vm0:g1")
     assert found["scenarios"] == [f"{RELEASE}/p{n}#1" for n in range(3)]
+
+
+@pytest.mark.parametrize(("title", "verdict"), [("klp_odd", "XFAIL"), ("klp_even", "SPLAT")])
+def test_a_known_report_of_a_company_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str, verdict: str
+) -> None:
+    """All of its scenarios are run again, each alone, all the same."""
+    entry = Known("odd", ("nothing",), "page", (6, 12), (6, 12), title, company=True)
+    monkeypatch.setattr(known, "KNOWN", (entry,))
+    scenarios = [pair(f"p{n}", lane) for n, lane in enumerate(LANES[:3])]
+    events = run(tmp_path, {"acts 2": "splat"}, *scenarios, together=3)
+    (ended,) = [e for e in events if e["type"] == "group_end"]
+    assert (ended["verdict"], SPLAT[1] in ended["reason"]) == (verdict, True)
+    assert ("(page)" in ended["reason"]) is (verdict == "XFAIL")
+    assert [e["verdict"] for e in events if e["type"] == "scenario_end"] == ["PASS"] * 3
+    model = read(tmp_path)
+    assert [g.verdict for g in model.group_failures()] == ([] if verdict == "XFAIL" else ["SPLAT"])
 
 
 def test_what_a_step_is_to_cause_is_a_report_too(tmp_path: Path) -> None:

@@ -50,6 +50,30 @@ def test_not_explained(scenario: str, version: Version, title: str) -> None:
     assert known.of_report(scenario, version, title) is None
 
 
+UNLOCKED = "WARNING: kernel/bpf/trampoline.c:112 at bpf_tramp_ftrace_ops_func+0xeb/0x1b0"
+BESIDE = "livepatch+fentry/beside"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "version", "title", "lockdep", "alone", "company"),
+    [
+        (BESIDE, (7, 2), UNLOCKED, True, True, True),
+        (BESIDE, (7, 2), UNLOCKED, False, False, False),
+        (BESIDE, (7, 1), UNLOCKED, True, False, False),
+        (BESIDE, (7, 3), UNLOCKED, True, False, False),
+        (BESIDE, (7, 2), SPLAT, True, False, False),
+        ("fentry/alone", (7, 2), UNLOCKED, True, False, True),
+        # What one scenario does is not known of a company that it was in.
+        (STALE, (7, 2), SPLAT, True, True, False),
+    ],
+)
+def test_reports_of_lockdep_and_of_companies(
+    scenario: str, version: Version, title: str, lockdep: bool, alone: bool, company: bool
+) -> None:
+    assert bool(known.of_report(scenario, version, title, lockdep)) is alone
+    assert bool(known.of_company(version, title, lockdep)) is company
+
+
 def test_bounds_are_inclusive() -> None:
     assert [BOTH.concerns("ab", (6, minor)) for minor in (0, 1, 12, 13)] == [
         False, True, True, False,
