@@ -315,7 +315,7 @@ def _follow(gathering: Gathering, profile: _Listening) -> None:
         marked, stale = set(gathering.state.modified), set(gathering.state.stale_share)
         for index, done, messages in _Replay(gathering, profile).phases():
             gathering.logs[index] = messages
-            gathering.reports[index] = "".join(p.report for _, p in done)
+            gathering.reports[index] = "".join(text for _, p in done for text in p.report[:1])
             for recorded, prediction in done:
                 profile.asked.add(prediction.rule.name)
                 for function, record in prediction.registry.items():

@@ -36,14 +36,15 @@ from .state import Attached, Held, State
 class Act:
     """What a step itself must give, and the rule behind it.
 
-    ``report``: text in the title of a report that the kernel must make of it;
-    ``held``: the body that a call which is let go must have gone through.
+    ``report``: text in the title of a report that the kernel must make of it, and in those
+    of further ones that may follow; ``held``: the body that a call which is let go must
+    have gone through.
     """
 
     errno: int
     rule: Rule
     log: tuple[str, ...] = ()
-    report: str = ""
+    report: tuple[str, ...] = ()
     held: str | None = None
 
 

@@ -59,8 +59,8 @@ class RecordPrediction:
 class Prediction:
     """Every witness of a step; ``rule`` is the one that decided its errno.
 
-    ``report``: text in the title of a report that the kernel must make; ``held``:
-    the body of a call that was let go.
+    ``report``: text in the title of a report that the kernel must make, and in those of
+    further ones that may follow; ``held``: the body of a call that was let go.
     """
 
     errno: tuple[int, ...]
@@ -70,7 +70,7 @@ class Prediction:
     livepatch: dict[str, dict[str, int]]
     ftrace_enabled: int
     log: tuple[str, ...] = ()
-    report: str = ""
+    report: tuple[str, ...] = ()
     held: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Prediction:
             "livepatch": self.livepatch,
             "sysctl": {"kernel.ftrace_enabled": self.ftrace_enabled},
             "log": list(self.log),
-            **({"report": self.report} if self.report else {}),
+            **({"report": self.report[0]} if self.report else {}),
             **({"held": {"body": self.held}} if self.held else {}),
         }
 

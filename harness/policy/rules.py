@@ -530,18 +530,22 @@ IPMODIFY_OR_DIRECT = Rule(
     since=(6, 0),
 )
 
-#: Each misuse, the rule that answers it, what it gives, and text in the title of the
-#: report that the kernel makes of it.
-MISUSES: dict[str, tuple[Rule, int, str]] = {
-    "direct-unregister-unknown": (UNKNOWN_DIRECT, errno.EINVAL, ""),
-    "direct-modify-unknown": (UNKNOWN_DIRECT, errno.EINVAL, ""),
-    "direct-register-twice": (REGISTERED_ONCE, errno.EINVAL, ""),
-    "direct-no-filter": (DIRECT_FILTER_NEEDED, errno.EINVAL, ""),
-    "ipmodify-no-filter": (FILTER_NEEDED, errno.EINVAL, ""),
-    "ipmodify-notrace": (NO_NOTRACE, errno.EINVAL, ""),
-    "ops-register-twice": (ENABLED_ONCE, errno.EBUSY, "kernel/trace/ftrace.c"),
-    "ipmodify-and-direct": (IPMODIFY_OR_DIRECT, 0, "kernel/trace/ftrace.c"),
-    "kill-ftrace": (DEAD, 0, ""),
+#: Each misuse, the rule that answers it, what it gives, and of the report that the kernel
+#: makes of it text in the title; then such text of others that may follow.
+MISUSES: dict[str, tuple[Rule, int, tuple[str, ...]]] = {
+    "direct-unregister-unknown": (UNKNOWN_DIRECT, errno.EINVAL, ()),
+    "direct-modify-unknown": (UNKNOWN_DIRECT, errno.EINVAL, ()),
+    "direct-register-twice": (REGISTERED_ONCE, errno.EINVAL, ()),
+    "direct-no-filter": (DIRECT_FILTER_NEEDED, errno.EINVAL, ()),
+    "ipmodify-no-filter": (FILTER_NEEDED, errno.EINVAL, ()),
+    "ipmodify-notrace": (NO_NOTRACE, errno.EINVAL, ()),
+    "ops-register-twice": (ENABLED_ONCE, errno.EBUSY, ("kernel/trace/ftrace.c",)),
+    "ipmodify-and-direct": (
+        IPMODIFY_OR_DIRECT,
+        0,
+        ("__ftrace_hash_update_ipmodify", "kernel/trace/ftrace.c"),
+    ),
+    "kill-ftrace": (DEAD, 0, ()),
 }
 
 #: All of them, by name.

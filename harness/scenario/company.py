@@ -24,7 +24,9 @@ def sociable(scenario: Scenario) -> bool:
     Not if it touches what all share (a sysctl, the test module, transitions that wait),
     nor where company changes the outcome: a kprobe with a post_handler is asked less
     once another is there (docs/findings/filter-skips-direct.md), and may not be there
-    at all (docs/findings/kprobe-arm-lost.md).
+    at all (docs/findings/kprobe-arm-lost.md).  Nor a pair in which a direct call's
+    ops_func is asked about the other: how often can only be told of an attachment
+    that is not the whole company's.
     """
     if scenario.watch or scenario.ends_vm or len(scenario.functions) != 1:
         return False
@@ -37,6 +39,9 @@ def sociable(scenario: Scenario) -> bool:
     a_lane = where == ANY or FUNCTIONS[where].lane is not None
     if not a_lane and any(kind.family == "direct" for kind in kinds):
         # A trampoline tells lanes apart and nothing else: each would need a slot.
+        return False
+    asked = any(kind.family == "direct" and (kind.agrees or kind.refuses) for kind in kinds)
+    if asked and len(kinds) == 2 and any(kind.ipmodify for kind in kinds):
         return False
     if any(kind.posts for kind in kinds):
         return not any(

@@ -23,11 +23,16 @@ from harness.scenario.parse import step_from_json
 from harness.scenario.steps import Attach, Scenario, Step
 
 Event = dict[str, Any]
-WARNING = (
-    "------------[ cut here ]------------",
-    "WARNING: CPU: 0 PID: 1 at kernel/trace/ftrace.c:321 __register_ftrace_function+0x1/0x2",
-    "---[ end trace 0000000000000000 ]---",
-)
+
+
+def warning(report: tuple[str, ...]) -> tuple[str, ...]:
+    """What a kernel says that makes a report with these texts (Act.report)."""
+    where = next((text for text in report if "/" not in text), "__register_ftrace_function")
+    return (
+        "------------[ cut here ]------------",
+        f"WARNING: CPU: 0 PID: 1 at kernel/trace/ftrace.c:321 {where}+0x1/0x2",
+        "---[ end trace 0000000000000000 ]---",
+    )
 
 
 class ModelKernel:
@@ -122,7 +127,7 @@ class ModelKernel:
             self.state = replace(after, modified=after.modified - gone)
         self._log += act.log
         if act.report:
-            self._log += WARNING
+            self._log += warning(act.report)
         held = {"body": act.held, "ret": 0} if act.held else None
         return {"errno": act.errno, "remark": "", "s": 0.0, "held": held}
 
