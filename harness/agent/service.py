@@ -61,6 +61,7 @@ class Service:
         return {
             "release": platform.release(),
             "machine": platform.machine(),
+            "notes": system.digest("/sys/kernel/notes"),
             "python": platform.python_version(),
             "cpus": os.cpu_count(),
             "pid": os.getpid(),

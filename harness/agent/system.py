@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import platform
 import time
@@ -79,6 +80,15 @@ def wait(condition: Callable[[], bool], deadline: float) -> bool:
             return False
         time.sleep(POLL)
     return True
+
+
+def digest(path: str) -> str:
+    """The SHA-256 of a file's bytes, "" where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def read(path: str) -> Optional[str]:

@@ -197,7 +197,7 @@ def _works(
         def make(name: str, kernel: Kernel = kernel) -> VmTarget:
             return setup.target(kernel, record.console(name))
 
-        works.append(Work(kernel.release, chosen_profile, make, scenarios))
+        works.append(Work(kernel.release, chosen_profile, make, scenarios, kernel.notes))
         booted.append(Booted(kernel, setup.kmods(kernel)))
     return works, booted
 

@@ -33,7 +33,13 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _checks() -> list[list[str]]:
     python = sys.executable
-    scripts = ["cohabit", ".ci/run", "vm/tools/file", "vm/tools/modprobe"]
+    scripts = [
+        "cohabit",
+        ".ci/run",
+        "harness/kernels/tools/cc",
+        "vm/tools/file",
+        "vm/tools/modprobe",
+    ]
     scripts += [str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "vm/guest").rglob("*")
                 if p.is_file()]  # fmt: skip
     return [

@@ -38,9 +38,10 @@ ADDITIONS = Path(__file__).parent / "fragments"
 
 FLAVOURS = ("plain", "debug", "kasan")
 
-RECIPE = "2"
+RECIPE = "3"
 """Counts up whenever building changes what comes out of the same tree."""
 
+_TOOLS = Path(__file__).parent / "tools"
 _LOG = "build.log"
 #: Lines of kbuild's that stand for a step: "  CC      kernel/fork.o".
 _STEP = re.compile(r"^  [A-Z]\S* +\S")
@@ -112,7 +113,9 @@ def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> K
     (image,) = final.glob("boot/vmlinuz-*")
     release = image.name.removeprefix("vmlinuz-")
     kernel = kernel_in(final, reference=tree.reference, release=release, origin=tree.origin)
-    return replace(kernel, abi=(final / f"boot/abi-{release}").read_text(encoding="ascii"))
+    abi = (final / f"boot/abi-{release}").read_text(encoding="ascii")
+    notes = hashlib.sha256((final / f"boot/notes-{release}").read_bytes()).hexdigest()
+    return replace(kernel, abi=abi, notes=notes)
 
 
 def _virtme_version() -> bytes:
@@ -221,7 +224,7 @@ class _Job:
     def _make_words(self) -> str:
         # The builder's own key stands for the compiler: its path and times say nothing.
         words = ["make", "-C", "/src", "O=/out", f"ARCH={self.arch.name}"]
-        words += ['CC="ccache gcc"', 'HOSTCC="ccache gcc"', "KBUILD_BUILD_USER=cohabit"]
+        words += ["CC=/tools/cc", 'HOSTCC="ccache gcc"', "KBUILD_BUILD_USER=cohabit"]
         words += ["KBUILD_BUILD_HOST=cohabit", 'KBUILD_BUILD_TIMESTAMP="1 Jan 2020"']
         return " ".join(words)
 
@@ -238,7 +241,9 @@ class _Job:
             f"{make} -s run-command KBUILD_RUN_COMMAND='{install}'\n"
             f"cp /out/.config /stage/{headers}/.config\n"
             # What module builds want of it is its BTF.
-            f"objcopy --only-section=.BTF /out/vmlinux /stage/{headers}/vmlinux\n",
+            f"objcopy --only-section=.BTF /out/vmlinux /stage/{headers}/vmlinux\n"
+            # What the running kernel shows in /sys/kernel/notes: that this one runs.
+            "objcopy -O binary --only-section=.notes /out/vmlinux /stage/notes\n",
             f"installing {release}",
         )
         modules = stage / "lib/modules" / release
@@ -250,6 +255,7 @@ class _Job:
         shutil.copyfile(self.out / self.arch.image, boot / f"vmlinuz-{release}")
         shutil.copyfile(self.out / ".config", boot / f"config-{release}")
         shutil.copyfile(self.out / "System.map", boot / f"System.map-{release}")
+        (stage / "notes").rename(boot / f"notes-{release}")
         (boot / f"abi-{release}").write_text(self._abi(stage / headers), encoding="ascii")
         if self.options.debug_info:
             self._keep_debug_info(stage, release)
@@ -299,6 +305,7 @@ class _Job:
                 (self.work, "job", False),
                 (self.ccache, "ccache", True),
                 (_virtme(), "virtme/virtme", False),
+                (_TOOLS, "tools", False),
             ],
             env={
                 "CCACHE_DIR": "/ccache",

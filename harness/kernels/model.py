@@ -21,7 +21,9 @@ class Kernel:
     ``headers``, ``usr/src`` and ``usr/lib/linux-kbuild-*``.  ``config_file`` and
     ``system_map`` are None when the source had none.  ``abi`` stands for all that modules
     built for it depend on, where that is known better than by the ``origin``; ``options``
-    are the words beside ``--kernel REFERENCE`` that name it on a command line.
+    are the words beside ``--kernel REFERENCE`` that name it on a command line; ``notes`` is the
+    SHA-256 of what /sys/kernel/notes must show when it runs (its build ID is in there), "" where
+    that is not known.
     """
 
     reference: str
@@ -36,6 +38,7 @@ class Kernel:
     headers: bool
     abi: str = ""
     options: tuple[str, ...] = ()
+    notes: str = ""
 
     @property
     def modules(self) -> Path:

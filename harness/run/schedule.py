@@ -48,12 +48,16 @@ class Job:
 
 @dataclass
 class Work:
-    """A kernel and what is to be run on it; ``make`` gives a target for a VM's name."""
+    """A kernel and what is to be run on it; ``make`` gives a target for a VM's name.
+
+    ``notes``: as in harness.kernels.model.Kernel.
+    """
 
     kernel: str
     profile: Profile
     make: TargetMaker
     scenarios: Sequence[Scenario]
+    notes: str = ""
     queue: collections.deque[Job] = field(default_factory=collections.deque)
     workers: int = 0
     failed_boots: int = 0
@@ -215,7 +219,9 @@ class Schedule:
             name = f"vm{self._vms}"
             self._vms += 1
         target = work.make(name)
-        session = Session(target, name, work.kernel, work.profile, self._record, self._programs)
+        session = Session(
+            target, name, work.kernel, work.profile, self._record, self._programs, work.notes
+        )
         with self._lock:
             self._targets[name] = target
         end: dict[str, Any] = {"reason": "done"}

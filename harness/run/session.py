@@ -84,7 +84,8 @@ class Session:
 
     ``start`` and ``run`` raise AccidentError when the target is lost, PoisonedError
     when it must not be used any more; the events are written by then.  ``programs``:
-    compiled BPF programs, which all sessions share once the first has compiled them.
+    compiled BPF programs, which all sessions share once the first has compiled them;
+    ``notes``: as in harness.kernels.model.Kernel.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Session:
         profile: Profile,
         record: Record,
         programs: Programs,
+        notes: str = "",
     ) -> None:
         self._target = target
         self.vm = vm
@@ -102,6 +104,7 @@ class Session:
         self._profile = profile
         self._record = record
         self._programs = programs
+        self._notes = notes
         self._facts: dict[str, Any] = {}
         self._understood: set[str] = set()
         #: Whether ``vm_start`` was written, and so ``vm_end`` has to be.
@@ -154,6 +157,10 @@ class Session:
             raise
         if hello["release"] != self._kernel:
             raise AccidentError("BOOT_FAIL", f"{hello['release']} came up, not {self._kernel}")
+        if self._notes and hello["notes"] != self._notes:
+            raise AccidentError(
+                "INFRA", f"another build of {self._kernel} came up than the one that was built"
+            )
         boot = time.monotonic() - began
         self._facts = {**hello, **self._request(STEP_TIMEOUT, op="modules")}
         if compile_bpf and self._facts["vmlinux_btf"]:

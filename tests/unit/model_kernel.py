@@ -85,6 +85,7 @@ class ModelKernel:
     def _on_hello(self, **_: Any) -> Event:
         return {
             "release": self.release,
+            "notes": "its own",
             "livepatch": True,
             "lockdep": False,
             "vmlinux_btf": True,

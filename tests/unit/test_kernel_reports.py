@@ -150,6 +150,25 @@ def test_a_known_report_of_a_company_is_no_failure(
     assert [g.verdict for g in model.group_failures()] == ([] if verdict == "XFAIL" else ["SPLAT"])
 
 
+@pytest.mark.parametrize(
+    ("notes", "verdicts"), [("", {"PASS"}), ("its own", {"PASS"}), ("others'", {"INFRA"})]
+)
+def test_another_build_than_was_meant_is_noticed(
+    tmp_path: Path, notes: str, verdicts: set[str]
+) -> None:
+    """Of one release there may be any number of kernels."""
+    events: list[Event] = []
+    with Record(tmp_path, (lambda event: events.append(dict(event)),)) as record:
+
+        def make(_vm: str) -> ModelKernel:
+            return ModelKernel(RELEASE, choose(RELEASE, {}))
+
+        work = Work(RELEASE, choose(RELEASE, {}), make, [pair()], notes)
+        Schedule([work], record, 1, 1).run()
+    ended = {e.get("verdict") for e in events if e["type"] in ("scenario_end", "vm_end")} - {None}
+    assert (ended or {"PASS"}) == verdicts, ended
+
+
 def test_what_a_step_is_to_cause_is_a_report_too(tmp_path: Path) -> None:
     """The record has it, whatever becomes of it."""
     misuse = Scenario("twice", (OTHER,), (Misuse("ops-register-twice", OTHER),), ends_vm=True)
