@@ -103,13 +103,14 @@ def test_a_patch_that_does_not_apply_is_shown(here: World) -> None:
     assert "- * Infrastructure for what was never profiled." in done.err
 
 
-def _compiling(world: World) -> bool:
-    # The compiler itself, and not kbuild's questions to it.
-    for pid in world.processes():
+def _compiling() -> bool:
+    """Whether ftrace.c is being compiled, wherever: the workspace is not the test's own."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = path.read_bytes().split(b"\0")
         except OSError:
             continue
+        # The compiler itself, and not kbuild's questions to it.
         if b"/src/kernel/trace/ftrace.c" in words and words[0].endswith(b"cc1"):
             return True
     return False
@@ -118,9 +119,15 @@ def _compiling(world: World) -> bool:
 def test_interrupted_in_the_middle_of_a_build(here: World) -> None:
     text = MUTANT.read_text(encoding="utf-8").replace("if (!ops->func)", "if (!ops->private)")
     building = here.start("build", TREE, "--series", patch(here, "other.patch", text))
-    wait_for("the compiler", lambda: _compiling(here), lambda: building.told, PATIENCE)
+
+    def look() -> bool:
+        assert building.popen.poll() is None, building.told
+        return _compiling()
+
+    wait_for("the compiler", look, lambda: building.told, PATIENCE)
     os.killpg(building.popen.pid, signal.SIGINT)
     assert building.end() == 130, building.told
+    wait_for("the compiler's end", lambda: not _compiling())
     here.assert_nothing_left()
 
 
