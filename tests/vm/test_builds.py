@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import world as places
@@ -58,6 +59,12 @@ def patch(world: World, name: str, text: str) -> str:
     path = world.path / name
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+def new_patch(world: World) -> str:
+    """A patch to ftrace.c that no kernel in the cache has."""
+    text = MUTANT.read_text(encoding="utf-8")
+    return patch(world, "new.patch", text.replace("(!ops->func)", f"(!ops->func) /* {uuid4()} */"))
 
 
 def run(world: World, *words: str) -> Running:
@@ -117,8 +124,7 @@ def _compiling() -> bool:
 
 
 def test_interrupted_in_the_middle_of_a_build(here: World) -> None:
-    text = MUTANT.read_text(encoding="utf-8").replace("if (!ops->func)", "if (!ops->private)")
-    building = here.start("build", TREE, "--series", patch(here, "other.patch", text))
+    building = here.start("build", TREE, "--series", new_patch(here))
 
     def look() -> bool:
         assert building.popen.poll() is None, building.told
@@ -132,8 +138,7 @@ def test_interrupted_in_the_middle_of_a_build(here: World) -> None:
 
 
 def test_two_builds_of_one_tree_at_once(here: World) -> None:
-    text = MUTANT.read_text(encoding="utf-8").replace("if (!ops->func)", "if (ops->func)")
-    words = [TREE, "--series", patch(here, "third.patch", text)]
+    words = [TREE, "--series", new_patch(here)]
     both = [here.start("build", *words) for _ in range(2)]
     for one in both:
         assert one.end(PATIENCE) == 0, one.told
@@ -187,8 +192,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(here: World) -> None:
     # Workspaces that are there are not asked for their room.
     names = " ".join(path.name for path in work.iterdir())
     here.prefix = _mounted(f"mount -t tmpfs -o size=2100m none {work}; cd {work}; mkdir {names}")
-    text = MUTANT.read_text(encoding="utf-8").replace("if (!ops->func)", "if (ops->flags)")
-    done = here.start("build", TREE, "--series", patch(here, "fourth.patch", text))
+    done = here.start("build", TREE, "--series", new_patch(here))
     assert done.end(PATIENCE) == 3, done.told
     assert "No space left on device" in done.err
     assert "cohabit kernels prune" in done.err
