@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -373,13 +372,14 @@ def test_first_time_is_said(kernel: Path, store: Store) -> None:
     assert len(said) == 1
 
 
-def test_no_git(kernel: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = subprocess.run
-
-    def without(argv: list[str], **more: object) -> object:
-        return real(["/nonexistent/git" if argv[0] == "git" else argv[0], *argv[1:]], **more)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(subprocess, "run", without)
+def test_no_git(
+    kernel: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    # Nothing that is needed before git, and nowhere else to look.
+    monkeypatch.setattr("harness.kernels.programs.plain_env", lambda **_: {"PATH": str(bin_)})
+    monkeypatch.setattr("harness.kernels.git.plain_env", lambda **_: {"PATH": str(bin_)})
     with pytest.raises(InfraError, match="git was not found") as caught:
         take(kernel, store)
     assert "apt install git" in caught.value.remedy
