@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -251,10 +250,6 @@ for place; do
 done
 """
 
-needs_tools = pytest.mark.skipif(
-    not all(map(shutil.which, ("gcc", "nm", "addr2line", "objdump"))), reason="no gcc or binutils"
-)
-
 
 def compiled(target: Path, source: str) -> None:
     """An object with debug info whose source is ``source``."""
@@ -298,7 +293,6 @@ def test_what_a_kernel_needs(tmp_path: Path) -> None:
     assert decode.obstacle(plain) == ""
 
 
-@needs_tools
 def test_a_kernel_and_its_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a root file system of its own, for which the host's /usr stands in."""
     root, kmods, mountpoint = tmp_path / "root", tmp_path / "kmods", tmp_path / "mnt"
