@@ -217,7 +217,9 @@ class _Job:
     def _compile(self) -> None:
         target = Path(self.arch.image).name
         jobs = self.options.jobs or len(os.sched_getaffinity(0))
-        counter = _Counter(self, cold=not (self.out / "vmlinux").exists())
+        # Every build makes modpost before it compiles the kernel: one that was interrupted
+        # has fewer steps left, and these would spoil the next estimate.
+        counter = _Counter(self, cold=not (self.out / "scripts/mod/modpost").exists())
         self._shell(f"{self._make_words()} -j{jobs} {target} modules\n", self.what, counter.line)
         counter.finished()
 
