@@ -166,9 +166,10 @@ def _mounted(script: str) -> tuple[str, ...]:
 @pytest.mark.full
 def test_a_read_only_tree_with_uncommitted_changes(here: World, linux: Path) -> None:
     """What is built is what is there; nothing comes or goes in the user's directory."""
-    source = linux / "fs/proc/cmdline.c"
+    source = linux / "init/main.c"
     text = source.read_text(encoding="utf-8")
-    source.write_text(text.replace("saved_command_line)", '"by cohabit")', 1), encoding="utf-8")
+    assert '"Kernel command line: "' in text
+    source.write_text(text.replace('"Kernel command', '"Uncommitted command', 1), encoding="utf-8")
 
     def seen() -> dict[Path, int]:
         places = [*linux.iterdir(), *(linux / ".git").rglob("*")]
@@ -182,6 +183,7 @@ def test_a_read_only_tree_with_uncommitted_changes(here: World, linux: Path) -> 
     assert done.end(PATIENCE) == 0, done.told
     (kernel,) = of_type(done.events, "kernel")
     assert kernel["origin"].endswith("with 1 uncommitted change")
+    assert any("Uncommitted command line: " in line for line in done.console("vm0"))
     assert seen() == before
 
 
