@@ -152,6 +152,8 @@ def linux(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tree") / "linux"
     trees.checkout(trees.resolve(TREE, warm.setup.store, print), directory)
     git = ["git", "-C", str(directory), "-c", "user.name=T", "-c", "user.email=t@example.org"]
+    # It would go on packing in the background.
+    git += ["-c", "gc.auto=0", "-c", "maintenance.auto=false"]
     for words in (["init", "-q"], ["add", "-Af"], ["commit", "-qm", "all"]):
         subprocess.run([*git, *words], check=True)
     return directory
