@@ -24,7 +24,7 @@ from harness.scenario.steps import (
     Write,
 )
 
-from . import history, refusals, rules
+from . import history, ops, refusals, rules
 from .attachers import ATTACHERS
 from .behaviour import body_of
 from .profile import Profile
@@ -130,7 +130,7 @@ def _detach(state: State, step: Detach, profile: Profile) -> tuple[Act, State]:
         if gone.forced and profile.has(rules.FORCED_STAYS.name):
             after = history.withdraw(state, gone, profile) if gone.active else state
             return _answer(errno.EWOULDBLOCK, rules.FORCED_STAYS, profile), after
-    if state.dead and gone.kind.ops != "livepatch":
+    if state.dead and gone.kind.ops != "livepatch" and ops.on_ftrace(gone, profile):
         return _answer(errno.ENODEV, rules.DEAD, profile), state
     if not profile.has(rules.DETACH_ALWAYS.name):
         return Act(errno.EBUSY, rules.DETACH_ALWAYS), state
