@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.arch import Arch
 from harness.errors import InfraError
 
 from .machine import Accelerator
@@ -24,16 +25,26 @@ _FIRST_WORDS = b"Linux version"
 _PROBE_TIMEOUT = 6
 
 
-def probe(qemu: Path, image: Path) -> str | None:
+#: QEMU's machine, and how its kernel speaks before it knows the console.
+_MACHINES = {
+    "x86_64": ("q35", "earlyprintk=serial,ttyS0,115200"),
+    "arm64": ("virt,gic-version=host", "earlycon"),
+}
+
+
+def probe(qemu: Path, image: Path, arch: Arch) -> str | None:
     """Boots ``image`` on KVM as far as its first message; the reason why not, or None."""
+    if not arch.native:
+        return f"KVM runs no {arch.name} guest on this host"
     if not Path("/dev/kvm").exists():
         return "there is no /dev/kvm"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "/dev/kvm may not be used by this user (group kvm)"
+    machine, early = _MACHINES[arch.name]
     command = [
-        str(qemu), "-machine", "q35,accel=kvm", "-cpu", "host", "-m", "256M", "-nodefaults",
+        str(qemu), "-machine", f"{machine},accel=kvm", "-cpu", "host", "-m", "256M", "-nodefaults",
         "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", str(image),
-        "-append", "console=ttyS0 earlyprintk=serial,ttyS0,115200 panic=-1",
+        "-append", f"console={arch.console} {early} panic=-1",
     ]  # fmt: skip
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -56,7 +67,7 @@ def probe(qemu: Path, image: Path) -> str | None:
 
 
 def choose(
-    wanted: str, qemu: Path, image: Path, memory: Path, say: Callable[[str], None]
+    wanted: str, qemu: Path, image: Path, memory: Path, say: Callable[[str], None], arch: Arch
 ) -> Accelerator:
     """The accelerator to use; ``wanted`` is auto, kvm or tcg.
 
@@ -69,8 +80,9 @@ def choose(
     key = {"boot": boot, "qemu": str(qemu), "user": os.geteuid()}
     known = _recall(memory, key)
     if known is None:
-        say("trying KVM by booting a kernel")
-        known = {"reason": probe(qemu, image)}
+        if arch.native:
+            say("trying KVM by booting a kernel")
+        known = {"reason": probe(qemu, image, arch)}
         memory.parent.mkdir(parents=True, exist_ok=True)
         temporary = memory.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps({**key, **known}), encoding="utf-8")

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.arch import X86_64, Arch
+
 from .rootfs import virtiofsd
 
 #: Stand-ins for programs that virtme-ng asks on the host.
@@ -20,8 +22,8 @@ AGENT_PORT = "cohabit.agent"
 AGENT_SOCKET = "agent.sock"
 QMP_SOCKET = "qmp.sock"
 
-#: What virtme-ng 1.42 chooses (virtme/architectures.py).
-CPU_MODEL = {"kvm": "host", "tcg": "max"}
+#: What virtme-ng 1.42 chooses under emulation (virtme/architectures.py).
+_CPU_MODELS = {"x86_64": "max", "arm64": "cortex-a57"}
 
 _KERNEL_OPTIONS = (
     "loglevel=7",
@@ -51,32 +53,32 @@ class Machine:
 
     ``layers`` are the directories that make its root file system, the uppermost
     first, the root file system itself the last; ``shares`` are host directories it
-    sees read-only, by guest path; ``image`` is the kernel's path below the root.
+    sees read-only, by guest path; ``image`` is the kernel's path below the root;
+    ``tools`` a root file system whose programs the host runs; ``boot``: words for the
+    kernel's command line.
     """
 
     layers: tuple[Path, ...]
     shares: tuple[tuple[Path, str], ...]
     image: str
     qemu: Path
+    tools: Path
     accelerator: Accelerator
     cpus: int = 1
     memory_mb: int = 1024
     posix_acl: bool = True
-
-    @property
-    def root(self) -> Path:
-        """The root file system under the other layers."""
-        return self.layers[-1]
+    arch: Arch = X86_64
+    boot: tuple[str, ...] = ()
 
     @property
     def programs(self) -> tuple[Path, ...]:
         """Directories with the programs that virtme-ng looks for in PATH."""
-        return (TOOLS, virtiofsd(self.root).parent)
+        return (TOOLS, virtiofsd(self.tools).parent)
 
     @property
     def cpu_model(self) -> str:
         """The CPU model that virtme-ng gives this guest."""
-        return CPU_MODEL[self.accelerator.name]
+        return "host" if self.accelerator.name == "kvm" else _CPU_MODELS[self.arch.name]
 
     def _common(self, root: Path) -> list[str]:
         # virtme-ng's two programs stand beside the interpreter of our environment.
@@ -93,6 +95,10 @@ class Machine:
             command.append("--disable-kvm")
         if not self.posix_acl:
             command.append("--no-root-posix-acl")
+        if not self.arch.native:
+            command += ["--arch", self.arch.name]
+        for word in self.boot:
+            command += ["--append", word]
         return command
 
     def agent_command(self, root: Path) -> list[str]:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.agent.channel import ChannelError, Reader, pack
+from harness.arch import host
 from harness.errors import InfraError
 
 from . import namespace
@@ -98,7 +99,9 @@ class Scratch:
             "TMPDIR": str(self.path / "tmp"),
             "LC_ALL": "C.UTF-8",
             "TERM": os.environ.get("TERM", "dumb"),
-            "COHABIT_GUEST_ROOT": str(machine.root),
+            "COHABIT_TOOLS_ROOT": str(machine.tools),
+            "COHABIT_TOOLS_LOADER": host().loader,
+            "COHABIT_TOOLS_LIBRARIES": f"usr/lib/{host().triplet}",
         }
 
     def wrap(self, machine: Machine, command: list[str]) -> list[str]:

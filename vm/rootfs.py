@@ -2,7 +2,9 @@
 """The guest's root file system: one Debian trixie, the same on every host.
 
 It is also where modules are built, so that neither the host's compiler nor its
-C library matters.
+C library matters.  For an architecture that the host does not run, nothing of it is
+run: its packages are only unpacked, and another root file system, the builder's, has the
+programs for the host.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from harness import arch as arches
+from harness.arch import Arch
 from harness.errors import InfraError
 from harness.kernels import apt
 from harness.kernels.programs import (
@@ -23,9 +27,12 @@ from harness.kernels.programs import (
     held_fds,
     not_found,
     plain_env,
+    run,
     tail,
 )
 from harness.kernels.store import Store
+
+from . import namespace
 
 Say = Callable[[str], None]
 
@@ -48,6 +55,32 @@ PACKAGES = (
     "libc6-dev",
     "openssh-server",
 )
+#: Of a root file system that is only unpacked: nothing but these and what they depend on.
+FOREIGN_PACKAGES = (
+    "base-files",
+    "base-passwd",
+    "bash",
+    "busybox-static",
+    "coreutils",
+    "dash",
+    "findutils",
+    "grep",
+    "hostname",
+    "iproute2",
+    "kmod",
+    "libc-bin",
+    "mount",
+    "openssh-server",
+    "passwd",
+    "procps",
+    "python3",
+    "python3-bpfcc",
+    "python3-minimal",
+    "python3-pyroute2",
+    "sed",
+    "util-linux",
+    "xz-utils",
+)
 BUILDER_PACKAGES = (
     "gcc",
     "libc6-dev",
@@ -66,11 +99,14 @@ BUILDER_PACKAGES = (
 RECIPE = "2"
 """Counts up whenever what is done below changes what comes out."""
 
-# The guest's own virtiofsd on the host: Debian 12 has no Rust one, and a newer one
-# wants a newer C library.  Other programs look for it by this name in PATH.
+#: What a builder for another architecture has besides, for the host to run.
+FOREIGN_BUILDER_PACKAGES = ("virtiofsd", "busybox-static", "e2fsprogs")
+
+# virtiofsd on the host: Debian 12 has no Rust one, and a newer one wants a newer C
+# library.  Other programs look for it by this name in PATH.
 _VIRTIOFSD = """#!/bin/sh
 root=$(dirname "$(readlink -f "$0")")/../../..
-exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" \\
+exec "$root/{loader}" --library-path "$root/usr/lib/{triplet}" \\
     "$root/usr/libexec/virtiofsd" "$@"
 """
 
@@ -89,12 +125,25 @@ rm -rf /var/cache/apt /var/lib/apt/lists /var/log/apt /var/cache/debconf/*-old
 """
 
 
-def guest_root(store: Store, say: Say) -> Path:
+# The same without anything of it being run: what maintainer scripts would have done.
+_FOREIGN_FILES = {
+    "etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
+    "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n",
+    "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "etc/shadow": "root:*:19000:0:99999:7:::\n",
+    "etc/hostname": "cohabit\n",
+}
+_FOREIGN_LINKS = {"usr/sbin/poweroff": "../bin/busybox", "usr/bin/awk": "busybox"}
+
+
+def guest_root(store: Store, say: Say, arch: Arch = arches.X86_64) -> Path:
     """Return the guest's root file system, made on first use (about a minute).
 
     Raises InfraError (mmdebstrap missing or failing) or UsageError (no mirror known).
     """
-    inputs = {"suite": SUITE, "packages": " ".join(PACKAGES), "recipe": RECIPE}
+    if not arch.native:
+        return _foreign_root(store, say, arch)
+    inputs = {"suite": SUITE, "packages": " ".join(PACKAGES), "recipe": RECIPE, **_named(arch)}
 
     def make(tree: Path) -> list[str]:
         say(f"making the guest's root file system (Debian {SUITE}, about a minute)")
@@ -104,39 +153,110 @@ def guest_root(store: Store, say: Say) -> Path:
         # The cache brings the finished tree to the disk in one go.
         options.append("--dpkgopt=force-unsafe-io")
         options.append('--customize-hook=chroot "$1" sh -c ' + _quoted(_FINISH))
-        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)])
-        wrapper = virtiofsd(tree)
-        wrapper.parent.mkdir()
-        wrapper.write_text(_VIRTIOFSD, encoding="ascii")
-        wrapper.chmod(0o755)
+        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)], arch)
+        _wrap_virtiofsd(tree)
         return ["usr/bin/kmod", "usr/libexec/virtiofsd", "usr/bin/busybox"]
 
-    return store.get("rootfs", inputs, make, label=f"guest root ({SUITE})", say=say)
+    return store.get("rootfs", inputs, make, label=f"guest root ({_told(arch)})", say=say)
 
 
-def builder_root(store: Store, say: Say) -> Path:
-    """Return the root file system in which kernels are built, made on first use.
+def _named(arch: Arch) -> dict[str, str]:
+    """The architecture as an input of a cache entry; x86-64's were there before it was one."""
+    return {} if arch is arches.X86_64 else {"arch": arch.name}
+
+
+def _told(arch: Arch) -> str:
+    return SUITE if arch is arches.X86_64 else f"{SUITE}, {arch.name}"
+
+
+def _wrap_virtiofsd(tree: Path) -> None:
+    host = arches.host()
+    wrapper = virtiofsd(tree)
+    wrapper.parent.mkdir()
+    text = _VIRTIOFSD.format(loader=host.loader, triplet=host.triplet)
+    wrapper.write_text(text, encoding="ascii")
+    wrapper.chmod(0o755)
+
+
+def _foreign_root(store: Store, say: Say, arch: Arch) -> Path:
+    """The guest's root file system for an architecture that the host does not run."""
+    tools = builder_root(store, say, arch)
+    inputs = {"suite": SUITE, "packages": " ".join(FOREIGN_PACKAGES), "recipe": RECIPE}
+
+    def make(tree: Path) -> list[str]:
+        say(f"making the guest's root file system (Debian {SUITE} for {arch.name})")
+        mirrors = apt.find_mirrors()
+        options = ["--variant=extract", f"--include={','.join(FOREIGN_PACKAGES)}"]
+        # Nothing of it is run, so nothing that could run it is needed.
+        options.append("--skip=check/qemu")
+        options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
+        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)], arch)
+        for name in _EXCLUDED:
+            shutil.rmtree(tree / "usr/share" / name, ignore_errors=True)
+        for name, text in _FOREIGN_FILES.items():
+            (tree / name).write_text(text, encoding="ascii")
+        for name, target in _FOREIGN_LINKS.items():
+            if not (tree / name).exists():
+                (tree / name).symlink_to(target)
+        for name in ("cohabit", "srv", "opt", "mnt", "root", "usr/lib/modules"):
+            (tree / name).mkdir(parents=True, exist_ok=True)
+        _compile_python(tree, tools)
+        return ["usr/bin/kmod", "usr/bin/busybox"]
+
+    inputs.update(_named(arch))
+    return store.get("rootfs", inputs, make, label=f"guest root ({_told(arch)})", say=say)
+
+
+def _compile_python(tree: Path, tools: Path) -> None:
+    """Make the ``.pyc`` files of ``tree`` by the python of ``tools``: the same on each machine."""
+    with tempfile.TemporaryDirectory(dir=tree.parent) as mountpoint:
+        words = ["python3", "-m", "compileall", "-q", "-f", "-j", "2"]
+        words += ["--invalidation-mode", "unchecked-hash", "-s", "/tree"]
+        words += [f"/tree/{path.relative_to(tree)}" for path in tree.glob("usr/lib/python3.??")]
+        words.append("/tree/usr/lib/python3/dist-packages")
+        command = namespace.chroot_command(
+            words, lowers=[tools], mountpoint=Path(mountpoint), binds=[(tree, "tree", True)]
+        )
+        run(command, what="compiling the guest's Python modules", where=tree)
+
+
+def tools_root(store: Store, say: Say, arch: Arch) -> Path:
+    """Return a root file system whose programs the host runs for guests of ``arch``.
+
+    kmod, virtiofsd and, for module builds, make and a compiler: the guest's own where the
+    host runs it, otherwise the builder's.  Raises as ``guest_root``.
+    """
+    return guest_root(store, say, arch) if arch.native else builder_root(store, say, arch)
+
+
+def builder_root(store: Store, say: Say, arch: Arch = arches.X86_64) -> Path:
+    """Return the root file system in which kernels for ``arch`` are built, made on first use.
 
     The same Debian as the guest's: what a kernel's build leaves for module builds (modpost,
     objtool) then runs in the guest's root too.  Raises as ``guest_root``.
     """
-    inputs = {"suite": SUITE, "packages": " ".join(BUILDER_PACKAGES), "recipe": RECIPE}
+    packages: tuple[str, ...] = BUILDER_PACKAGES
+    if not arch.native:
+        packages += (f"gcc-{arch.triplet}", *FOREIGN_BUILDER_PACKAGES)
+    inputs = {"suite": SUITE, "packages": " ".join(packages), "recipe": RECIPE}
 
     def make(tree: Path) -> list[str]:
         say(f"making the root file system that builds kernels (Debian {SUITE}, about a minute)")
         mirrors = apt.find_mirrors()
-        options = ["--variant=minbase", f"--include={','.join(BUILDER_PACKAGES)}"]
+        options = ["--variant=minbase", f"--include={','.join(packages)}"]
         options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
         options.append("--dpkgopt=force-unsafe-io")
         options.append('--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt/lists')
-        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)])
+        debootstrap(tree, options, SUITE, [apt.source_line(mirrors.archive, SUITE)], arches.host())
+        if not arch.native:
+            _wrap_virtiofsd(tree)
         return ["usr/bin/make", "usr/bin/ccache"]
 
-    return store.get("builder", inputs, make, label=f"kernel builder ({SUITE})", say=say)
+    return store.get("builder", inputs, make, label=f"kernel builder ({_told(arch)})", say=say)
 
 
 def virtiofsd(root: Path) -> Path:
-    """Return the script that runs the virtiofsd of the guest root ``root`` on any host.
+    """Return the script that runs the virtiofsd of the root file system ``root`` on any host.
 
     It is alone in its directory, which can be put into PATH.
     """
@@ -147,14 +267,16 @@ def _quoted(script: str) -> str:
     return "'" + script.replace("'", "'\\''") + "'"
 
 
-def debootstrap(tree: Path, options: Sequence[str], suite: str, sources: Sequence[str]) -> None:
+def debootstrap(
+    tree: Path, options: Sequence[str], suite: str, sources: Sequence[str], arch: Arch
+) -> None:
     """Fill the directory ``tree`` by mmdebstrap with ``options``, for root and ordinary users.
 
     For an ordinary user everything belongs to that user afterwards; device nodes
     are left out.  Raises InfraError with mmdebstrap's errors.
     """
     root = os.geteuid() == 0
-    words = ["mmdebstrap", "--format=tar", "--architectures=amd64", *options]
+    words = ["mmdebstrap", "--format=tar", f"--architectures={arch.debian}", *options]
     words += [f"--aptopt={line}" for line in apt.acquire_options()]
     words += ["--mode=root" if root else "--mode=unshare", suite, "-", *sources]
     unpack = ["tar", "-x", "-C", str(tree), "--exclude=./dev/*"]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.arch import named
 from harness.errors import InfraError
 from harness.kernels import selftests
 from harness.kernels.model import Kernel
@@ -29,7 +30,7 @@ from harness.target.vm import VmTarget
 from vm.machine import GUEST, Machine
 from vm.process import bare_boot
 
-from .setup import DEFAULT_KERNEL, Setup, add_machine_options, say
+from .setup import Setup, add_machine_options, say
 
 EXAMPLES = """examples:
   cohabit bench                        one run on the default kernel
@@ -51,7 +52,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names or globs")
-    parser.add_argument("--kernel", default=DEFAULT_KERNEL, metavar="REF")
+    parser.add_argument("--kernel", metavar="REF")
     parser.add_argument(
         "--repeat", type=int, default=3, metavar="N", help="boots of each kind (the median counts)"
     )
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _selftests(setup: Setup, kernel: Kernel) -> Selftests:
     try:
-        return selftests.prepare(kernel, setup.root, setup.store, say)
+        return selftests.prepare(kernel, setup.root(named(kernel.arch)), setup.store, say)
     except InfraError as error:
         remedies = (error.remedy, "or leave the comparison out: --no-selftests")
         raise InfraError(error.message, "\n  ".join(filter(None, remedies))) from error

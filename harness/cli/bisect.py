@@ -115,7 +115,9 @@ def patches(setup: Setup, reference: str, argument: str) -> list[Point]:
 
     def point(title: str, of: trees.Tree, named: str = "") -> Point:
         return Point(
-            title, lambda: build.build(of, setup.options, setup.root, setup.store, say), named
+            title,
+            lambda: build.build(of, setup.options, setup.tools(setup.arch), setup.store, say),
+            named,
         )
 
     patched = series.apply(tree, found)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 from harness.errors import UsageError
@@ -11,7 +12,15 @@ from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from vm import rootfs
 
-from .setup import add_tree_options, check_needs, positive, say, tree_options
+from .setup import (
+    add_arch_option,
+    add_tree_options,
+    check_needs,
+    one_arch,
+    positive,
+    say,
+    tree_options,
+)
 
 EXAMPLES = """examples:
   cohabit build tree:linux                       a working tree, uncommitted changes and all
@@ -35,6 +44,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--series", default="", metavar="PATCHES", help="patches to apply first")
     parser.add_argument("--jobs", type=positive, default=0, metavar="N", help="as make's -j")
     add_tree_options(parser)
+    add_arch_option(parser)
     parser.set_defaults(handler=run)
 
 
@@ -48,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     kernel = resolve(
         args.reference, store, say,
-        root=rootfs.guest_root(store, say), options=options, patches=args.series,
+        tools=functools.partial(rootfs.tools_root, store, say), arch=one_arch(args),
+        options=options, patches=args.series,
     )  # fmt: skip
     print(f"{kernel.release} ({options.flavour}) of {kernel.origin}")
     print(f"image {kernel.image} ({kernel.image.stat().st_size / 1e6:.1f} MB)")

@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import json
 
+from harness.arch import host
 from harness.errors import CohabitError
 from harness.kernels.store import Store, default_root
 
-from .setup import DEFAULT_KERNEL, Setup, host_needs, say
+from .setup import DEFAULT_KERNELS, Setup, host_needs, say
 
 EXAMPLES = """examples:
   cohabit doctor            look, change nothing
@@ -28,7 +29,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--fetch", action="store_true", help=f"fetch {DEFAULT_KERNEL} if need be, to try KVM"
+        "--fetch",
+        action="store_true",
+        help=f"fetch {DEFAULT_KERNELS[host().name]} if need be, to try KVM",
     )
     parser.add_argument("--json", action="store_true", help="for a program")
     parser.set_defaults(handler=run)
@@ -40,7 +43,7 @@ def _accelerator(fetch: bool) -> tuple[str, str]:
     if not fetch and not (store.entries("kernel") and store.entries("rootfs")):
         return "not tried", "no kernel in the cache yet: `cohabit doctor --fetch` gets one"
     setup = Setup(store)
-    chosen, program = setup.accelerator(setup.kernel(DEFAULT_KERNEL))
+    chosen, program = setup.accelerator(setup.kernel())
     version = ".".join(str(part) for part in program.version)
     return chosen.name, f"{chosen.why}; QEMU {version}, {program.origin}"
 

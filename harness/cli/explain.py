@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.arch import named
 from harness.errors import InfraError, UsageError
 from harness.explain import TITLES, explain
 from harness.explain.form import ARCHES
@@ -82,7 +83,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     running.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="as for `cohabit run`"
     )
-    parser.set_defaults(handler=run, cpus=1, memory=1024)
+    parser.set_defaults(handler=run, cpus=1, memory=1024, arches=())
 
 
 def _release(text: str) -> Version:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--kernel has a text of its own", "leave out FILE")
         data, kernel = _running(args)
         release = release or kernel.version
-        arch = arch or {"x86_64": "x86-64", "aarch64": "arm64"}[kernel.arch]
+        arch = arch or named(kernel.arch).policy
     elif args.present:
         raise UsageError("--with is for a running kernel", "add --kernel REF")
     elif args.file is None and sys.stdin.isatty():
@@ -160,6 +161,7 @@ def _running(args: argparse.Namespace) -> tuple[bytes, Kernel]:
 
     from .setup import Setup, say
 
+    args.arches = (named(args.arch),) if args.arch else ()
     setup = Setup.of(args)
     kernel = setup.kernel(args.kernel)
     machine = setup.machine(kernel)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import argparse
 import datetime
 
+from harness.arch import host
 from harness.errors import UsageError
 from harness.kernels import workspace
 from harness.kernels.store import Entry, Store, default_root
 from harness.kernels.workspace import Scratch
 
-from .setup import DEFAULT_KERNEL, Setup, add_machine_options, say
+from .setup import DEFAULT_KERNELS, Setup, add_machine_options, say
 
 EXAMPLES = """examples:
   cohabit kernels                             what is cached, with size and origin
@@ -66,7 +67,8 @@ def list_(_args: argparse.Namespace) -> int:
     for item in sorted(found, key=lambda f: (f.kind, f.label)):
         print(_line(item))
     if not any(item.kind == "kernel" for item in found):
-        say(f"no kernel is cached yet; `cohabit kernels fetch {DEFAULT_KERNEL}` gets one")
+        default = DEFAULT_KERNELS[host().name]
+        say(f"no kernel is cached yet; `cohabit kernels fetch {default}` gets one")
     print(f"{_size(sum(item.size for item in found))} in {default_root()}")
     return 0
 
@@ -75,9 +77,9 @@ def fetch(args: argparse.Namespace) -> int:
     """Fetches kernels and all that a run on them needs."""
     setup = Setup.of(args)
     for reference in args.reference:
-        kernel = setup.kernel(reference)
-        setup.machine(kernel)
-        print(f"{reference}: {kernel.release} ({kernel.origin})")
+        for kernel in setup.kernels(reference):
+            setup.machine(kernel)
+            print(f"{reference}: {kernel.release} ({kernel.origin})")
     return 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness import __version__
 from harness.agent.abi import LANES
+from harness.arch import host
 from harness.errors import CohabitError, InfraError, UsageError
 from harness.kernels import decode
 from harness.kernels.model import Kernel
@@ -34,7 +35,7 @@ from harness.scenario.steps import Scenario
 from harness.target.vm import VmTarget
 from vm import rootfs
 
-from .setup import DEFAULT_KERNEL, Setup, add_machine_options, add_tree_options, say
+from .setup import DEFAULT_KERNELS, Setup, add_machine_options, add_tree_options, say
 
 EXAMPLES = """examples:
   cohabit run                                    the default scenarios on the default kernel
@@ -72,7 +73,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--kernel", action="append", metavar="REF",
         help="debian:6.12, debian:<release>, path:DIR, tree:DIR, tree:DIR@REV or source:7.2; "
-        f"repeatable (default {DEFAULT_KERNEL})",
+        f"repeatable (default {DEFAULT_KERNELS[host().name]})",
     )  # fmt: skip
     add_run_options(parser)
     parser.add_argument(
@@ -274,15 +275,18 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> tuple[RunModel, int]:
     scenarios = chosen(args)
     check_options(args)
-    references = args.kernel or [DEFAULT_KERNEL]
-    for reference in references:
+    references = args.kernel or [None]
+    for reference in args.kernel or ():
         check(reference)
     setup = Setup.of(args)
     directory = args.output or new_directory(setup.store.root / "runs")
-    kernels = ((reference, setup.kernel(reference, args.series)) for reference in references)
-    model, status = perform(
-        setup, kernels, scenarios, args, directory, len(scenarios) * len(references), args.profile
+    kernels = (
+        (kernel.reference, kernel)
+        for reference in references
+        for kernel in setup.kernels(reference, args.series)
     )
+    planned = len(scenarios) * len(references) * max(1, len(setup.arches))
+    model, status = perform(setup, kernels, scenarios, args, directory, planned, args.profile)
     write_reports(model, args)
     say(f"record: {directory}")
     return model, status

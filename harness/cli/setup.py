@@ -7,11 +7,12 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from harness import needs
+from harness.arch import ARCHES, Arch, host, named
 from harness.errors import InfraError, UsageError
 from harness.kernels import build, modules
 from harness.kernels.model import Kernel
@@ -22,7 +23,8 @@ from vm import accel, process, qemu, rootfs
 from vm.machine import GUEST, Accelerator, Machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEFAULT_KERNEL = "debian:6.12"
+#: By architecture; arm64 had no livepatch, nor fprobes, when 6.12 was made.
+DEFAULT_KERNELS = {"x86_64": "debian:6.12", "arm64": "debian:7.2"}
 
 
 def say(text: str) -> None:
@@ -33,6 +35,7 @@ def say(text: str) -> None:
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """The options that describe a VM."""
     group = parser.add_argument_group("virtual machine")
+    add_arch_option(group)
     group.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto",
         help="auto: KVM if a kernel really boots on it, else emulation (TCG)",
@@ -44,6 +47,30 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
     )
+
+
+def add_arch_option(parser: argparse._ActionsContainer) -> None:
+    """The option that says which architectures kernels are taken for."""
+    parser.add_argument(
+        "--arch", dest="arches", type=_arches, default=(), metavar="ARCH[,ARCH]",
+        help=f"kernels for {' or '.join(ARCHES)}, or for both (default: the host's, or what the "
+        "kernel's name says)",
+    )  # fmt: skip
+
+
+def _arches(text: str) -> tuple[Arch, ...]:
+    try:
+        return tuple(dict.fromkeys(named(word) for word in text.split(",")))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{error.message}; {error.remedy}") from error
+
+
+def one_arch(args: argparse.Namespace) -> Arch | None:
+    """Of add_arch_option's value the one, None if it was left out.  Raises UsageError for two."""
+    chosen: tuple[Arch, ...] = args.arches
+    if len(chosen) > 1:
+        raise UsageError("this command takes one architecture at a time", "give --arch one")
+    return chosen[0] if chosen else None
 
 
 def add_tree_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -101,7 +128,10 @@ class Setup:
     memory_mb: int = 1024
     options: build.Options = field(default_factory=build.Options)
     tree_words: tuple[str, ...] = ()
-    _chosen: tuple[Accelerator, qemu.Qemu] | None = field(default=None, init=False)
+    arches: tuple[Arch, ...] = ()
+    _chosen: dict[str, tuple[Accelerator, qemu.Qemu]] = field(default_factory=dict, init=False)
+    _roots: dict[str, Path] = field(default_factory=dict, init=False)
+    _tools: dict[str, Path] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Setup:
@@ -113,18 +143,52 @@ class Setup:
         words = ["--flavour", options.flavour] if options.flavour != "plain" else []
         words += ["--config", str(args.config)] if options.extra else []
         store = Store(default_root())
-        return cls(store, args.accel, args.cpus, args.memory, options, (*words,))
+        if len(args.arches) == 1:
+            options = dataclasses.replace(options, arch=args.arches[0].name)
+        return cls(store, args.accel, args.cpus, args.memory, options, (*words,), args.arches)
 
-    @cached_property
-    def root(self) -> Path:
-        """The guest's root file system."""
-        return rootfs.guest_root(self.store, say)
+    @property
+    def arch(self) -> Arch:
+        """The architecture, for a command that takes one.  Raises UsageError for two."""
+        if len(self.arches) > 1:
+            raise UsageError("this command takes one architecture at a time", "give --arch one")
+        return self.arches[0] if self.arches else host()
 
-    def kernel(self, reference: str, series: str = "") -> Kernel:
-        """The kernel that a reference names, with a series on top if it is a tree."""
+    def root(self, arch: Arch) -> Path:
+        """The root file system of guests."""
+        if arch.name not in self._roots:
+            self._roots[arch.name] = rootfs.guest_root(self.store, say, arch)
+        return self._roots[arch.name]
+
+    def tools(self, arch: Arch) -> Path:
+        """A root file system whose programs the host runs for guests of an architecture."""
+        if arch.name not in self._tools:
+            self._tools[arch.name] = rootfs.tools_root(self.store, say, arch)
+        return self._tools[arch.name]
+
+    def kernels(self, reference: str | None, series: str = "") -> Iterator[Kernel]:
+        """The kernels that a reference names, one for each architecture that was asked for.
+
+        None: each architecture's default.
+        """
+        for arch in self.arches or (None,):
+            name = reference or DEFAULT_KERNELS[(arch or host()).name]
+            yield self.kernel(name, series, arch)
+
+    def kernel(
+        self, reference: str | None = None, series: str = "", arch: Arch | None = None
+    ) -> Kernel:
+        """The kernel that a reference names, with a series on top if it is a tree.
+
+        ``arch``: None for the one that was asked for.  Raises UsageError where two were.
+        """
+        if arch is None and self.arches:
+            arch = self.arch
+        reference = reference or DEFAULT_KERNELS[(arch or host()).name]
         kernel = resolve(
-            reference, self.store, say, root=self.root, options=self.options, patches=series
-        )
+            reference, self.store, say,
+            tools=self.tools, arch=arch, options=self.options, patches=series,
+        )  # fmt: skip
         if not is_tree(reference):
             return kernel
         words = ["--series", series] if series else []
@@ -132,28 +196,28 @@ class Setup:
 
     def kmods(self, kernel: Kernel) -> Path:
         """The kernel modules, built for that kernel."""
-        return modules.build(kernel, REPOSITORY / "kmods", self.root, self.store, say)
+        tools = self.tools(ARCHES[kernel.arch])
+        return modules.build(kernel, REPOSITORY / "kmods", tools, self.store, say)
 
     def accelerator(self, kernel: Kernel) -> tuple[Accelerator, qemu.Qemu]:
-        """The accelerator and its QEMU; any kernel will do for the probe."""
-        if self._chosen is None:
-            self._chosen = self._choose(kernel)
-        return self._chosen
+        """The accelerator and its QEMU; any kernel of the architecture will do for the probe."""
+        if kernel.arch not in self._chosen:
+            self._chosen[kernel.arch] = self._choose(kernel, ARCHES[kernel.arch])
+        return self._chosen[kernel.arch]
 
-    def _choose(self, kernel: Kernel) -> tuple[Accelerator, qemu.Qemu]:
-        if self.wanted_accel != "tcg":
-            found = qemu.find(self.store, "kvm", say)
-            chosen = accel.choose(
-                self.wanted_accel, found.binary, kernel.image, self.store.state / "kvm.json", say
-            )
-            if chosen.name == "kvm":
-                return chosen, found
-        else:
-            chosen = Accelerator("tcg", "asked for")
-        return chosen, qemu.find(self.store, "tcg", say)
+    def _choose(self, kernel: Kernel, arch: Arch) -> tuple[Accelerator, qemu.Qemu]:
+        if self.wanted_accel == "tcg":
+            return Accelerator("tcg", "asked for"), qemu.find(self.store, "tcg", say, arch)
+        found = qemu.find(self.store, "kvm" if arch.native else "tcg", say, arch)
+        memory = self.store.state / ("kvm.json" if arch.native else f"kvm-{arch.name}.json")
+        chosen = accel.choose(self.wanted_accel, found.binary, kernel.image, memory, say, arch)
+        if chosen.name == "tcg":
+            found = qemu.find(self.store, "tcg", say, arch)
+        return chosen, found
 
-    def machine(self, kernel: Kernel) -> Machine:
-        """A VM for that kernel, modules and agent in place."""
+    def machine(self, kernel: Kernel, boot: tuple[str, ...] = ()) -> Machine:
+        """A VM for that kernel, modules and agent in place; ``boot``: see Machine."""
+        arch = ARCHES[kernel.arch]
         accelerator, program = self.accelerator(kernel)
         if accelerator.name == "tcg" and self.cpus > 1 and not program.safe_with_tcg:
             raise UsageError(
@@ -161,22 +225,25 @@ class Setup:
                 "leave out --cpus, or unset COHABIT_QEMU",
             )
         return Machine(
-            layers=(GUEST, kernel.tree, self.root),
+            layers=(GUEST, kernel.tree, self.root(arch)),
             shares=(
                 (REPOSITORY / "harness" / "agent", "cohabit/agent"),
                 (self.kmods(kernel), "cohabit/kmods"),
             ),
             image=str(kernel.image.relative_to(kernel.tree)),
             qemu=program.binary,
+            tools=self.tools(arch),
             accelerator=accelerator,
             cpus=self.cpus,
             memory_mb=self.memory_mb,
             # 5.10's virtiofs cannot agree on POSIX ACLs and then has no root at all.
             posix_acl=kernel.version >= (6, 1),
+            arch=arch,
+            boot=boot,
         )
 
-    def target(self, kernel: Kernel, console: Path) -> VmTarget:
-        """A VM, not started."""
+    def target(self, kernel: Kernel, console: Path, boot: tuple[str, ...] = ()) -> VmTarget:
+        """A VM, not started; ``boot``: see Machine."""
         _, program = self.accelerator(kernel)
         version = ".".join(str(part) for part in program.version)
-        return VmTarget(self.machine(kernel), version, console)
+        return VmTarget(self.machine(kernel, boot), version, console)

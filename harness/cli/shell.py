@@ -7,7 +7,7 @@ import argparse
 
 from vm.process import interact
 
-from .setup import DEFAULT_KERNEL, Setup, add_machine_options, say
+from .setup import Setup, add_machine_options, say
 
 EXAMPLES = """examples:
   cohabit shell                             the default kernel
@@ -26,7 +26,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--kernel", default=DEFAULT_KERNEL, metavar="REF")
+    parser.add_argument("--kernel", metavar="REF")
     parser.add_argument("-c", "--command", metavar="TEXT", help="run this and end")
     add_machine_options(parser)
     parser.set_defaults(handler=run)

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.arch import X86_64, Arch
 from harness.errors import InfraError, UsageError
 from harness.kernels.programs import plain_env, run, tail
 
@@ -198,13 +199,17 @@ def source_line(uri: str, suite: str) -> str:
 
 
 class Apt:
-    """apt with its state below ``state``, one directory for each pair of mirrors."""
+    """apt with its state below ``state``, one directory for each pair of mirrors.
 
-    def __init__(self, state: Path, mirrors: Mirrors, say: Say) -> None:
+    ``arch``: whose packages it lists; each architecture has a state of its own.
+    """
+
+    def __init__(self, state: Path, mirrors: Mirrors, say: Say, arch: Arch = X86_64) -> None:
         self._say = say
         self.mirrors = mirrors
+        self._arch = arch
         name = hashlib.sha256(repr(mirrors).encode()).hexdigest()[:12]
-        self._dir = state / f"apt-{name}"
+        self._dir = state / (f"apt-{name}" if arch is X86_64 else f"apt-{name}-{arch.debian}")
         self._index = self._dir / "kernels.json"
 
     def kernel_packages(self, *, fresh: bool = False) -> list[Package]:
@@ -291,8 +296,8 @@ class Apt:
             "Dir::State::lists": f"{self._dir}/lists",
             "Dir::State::status": f"{self._dir}/status",
             "Dir::Cache": f"{self._dir}/cache",
-            "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64",
+            "APT::Architecture": self._arch.debian,
+            "APT::Architectures": self._arch.debian,
             # The user _apt may not enter a home directory; there is nothing to
             # protect from downloads that are checked before anything opens them.
             "APT::Sandbox::User": "root" if os.geteuid() == 0 else "",
@@ -309,7 +314,9 @@ class Apt:
     def _refresh(self) -> None:
         suites = self._suites()
         self._configure(suites)
-        self._say(f"debian: fetching the package lists of {len(suites)} suites")
+        self._say(
+            f"debian: fetching the package lists of {len(suites)} suites ({self._arch.debian})"
+        )
         update = run(
             ["apt-get", "-q", "update"],
             what="apt-get update",

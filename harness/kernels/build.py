@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 
+from harness import arch as arches
 from harness.errors import InfraError
 from harness.kernels import decode, kconfig, workspace
 from harness.kernels.git import Git
@@ -107,12 +108,15 @@ def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> K
         with workspace.opened(tree, options.arch, options.flavour, store, say) as work:
             job = _Job(tree, options, fragments, builder, work, store, say)
             release = job.run(target)
-        return finish(target, release, root)
+        return finish(target, release, root, arches.ARCHES[options.arch])
 
     final = store.get("built", inputs, make, label=label, say=say)
     (image,) = final.glob("boot/vmlinuz-*")
     release = image.name.removeprefix("vmlinuz-")
-    kernel = kernel_in(final, reference=tree.reference, release=release, origin=tree.origin)
+    arch = arches.ARCHES[options.arch]
+    kernel = kernel_in(
+        final, reference=tree.reference, release=release, origin=tree.origin, arch=arch
+    )
     abi = (final / f"boot/abi-{release}").read_text(encoding="ascii")
     notes = hashlib.sha256((final / f"boot/notes-{release}").read_bytes()).hexdigest()
     return replace(kernel, abi=abi, notes=notes)

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import arch as arches
+from harness.arch import Arch
 from harness.errors import CohabitError, InfraError, UsageError
 from harness.kernels.apt import Apt, GoneError, Package, find_mirrors
 from harness.kernels.model import Kernel
@@ -30,13 +32,12 @@ from harness.kernels.unpack import finish, kernel_in
 
 Say = Callable[[str], None]
 
-FLAVOUR = "-cloud-amd64"
 RECIPE = "1"
 """Counts up whenever unpacking changes what comes out."""
 
 _DAY = 24 * 3600.0
 _IMAGE = re.compile(
-    r"linux-(?:image|binary-unsigned|binary)-(\d+\.\d+\.\d.*?-cloud-amd64)(-unsigned)?"
+    r"linux-(?:image|binary-unsigned|binary)-(\d+\.\d+\.\d.*?-cloud-(?:amd64|arm64))(-unsigned)?"
 )
 # In the order of preference; the first that has the image wins.
 _IMAGE_NAMES = (
@@ -136,13 +137,18 @@ def _inputs(release: Release) -> dict[str, str]:
 
 
 class Debian:
-    """Resolves ``debian:`` references; ``root`` is the guest's root file system."""
+    """Resolves ``debian:`` references.
 
-    def __init__(self, store: Store, root: Path, say: Say) -> None:
+    ``tools`` is a root file system whose programs the host runs; ``arch`` the kernels'
+    architecture.
+    """
+
+    def __init__(self, store: Store, tools: Path, say: Say, arch: Arch) -> None:
         self._store = store
-        self._root = root
+        self._tools = tools
         self._say = say
-        self._apt: Apt | None = None
+        self._arch = arch
+        self._apts: dict[str, Apt] = {}
 
     def resolve(self, name: str) -> Kernel:
         """Return the kernel for ``name``, a series ("6.12") or a release ("6.12.117+deb13").
@@ -171,11 +177,22 @@ class Debian:
             if entry.inputs.get("recipe") != RECIPE:
                 continue
             release = entry.inputs["release"]
-            if not (_in_series(release, name) if series else _is_release(release, name)):
+            if not self._means(release, name, series):
                 continue
             if newest is None or older(newest.inputs["version"], entry.inputs["version"]):
                 newest = entry
         return newest
+
+    def _means(self, release: str, name: str, series: bool) -> bool:
+        """Whether ``name`` can mean that release."""
+        if not release.endswith(_flavour(self._arch)):
+            return False
+        if series:
+            return _in_series(release, name)
+        return release in (name, name + _flavour(self._arch))
+
+    def _remembered_as(self, name: str) -> str:
+        return name if self._arch is arches.X86_64 else f"{name} {self._arch.name}"
 
     @property
     def _memory(self) -> Path:
@@ -183,7 +200,7 @@ class Debian:
 
     def _is_recent(self, name: str, cached: Entry) -> bool:
         """Whether the series was looked up within a day, and is still what is cached."""
-        memory = _read_json(self._memory).get(name)
+        memory = _read_json(self._memory).get(self._remembered_as(name))
         if not isinstance(memory, dict):
             return False
         when = memory.get("when")
@@ -192,28 +209,39 @@ class Debian:
 
     def _remember(self, name: str, key: str) -> None:
         memory = _read_json(self._memory)
-        memory[name] = {"key": key, "when": time.time()}
+        memory[self._remembered_as(name)] = {"key": key, "when": time.time()}
         part = self._memory.with_suffix(".part")
         part.write_text(json.dumps(memory), encoding="utf-8")
         part.replace(self._memory)
 
-    def _lists(self) -> Apt:
-        if self._apt is None:
-            self._apt = Apt(self._store.state, find_mirrors(), self._say)
-        return self._apt
+    def _lists(self, arch: Arch) -> Apt:
+        if arch.name not in self._apts:
+            self._apts[arch.name] = Apt(self._store.state, find_mirrors(), self._say, arch)
+        return self._apts[arch.name]
+
+    def _packages(self, fresh: bool) -> list[Package]:
+        """All packages of kernels: of that architecture, but the tools that the host runs."""
+        found = self._lists(self._arch).kernel_packages(fresh=fresh)
+        if self._arch.native:
+            return found
+        tools = self._lists(arches.host()).kernel_packages(fresh=fresh)
+        return [
+            *(package for package in found if not _is_tool(package)),
+            *(package for package in tools if _is_tool(package)),
+        ]
 
     def _choose(self, name: str, series: bool) -> list[Release]:
         def wanted(release: str) -> bool:
-            return _in_series(release, name) if series else _is_release(release, name)
+            return self._means(release, name, series)
 
         found: list[Release] = []
         for fresh in (False, True):
-            packages = self._lists().kernel_packages(fresh=fresh)
+            packages = self._packages(fresh)
             found = offers(packages, wanted)
             if found:
                 break
         else:
-            raise _unknown(name, series, packages)
+            raise _unknown(name, series, packages, self._arch)
         if not series:
             return found[:1]
         with_headers = [release for release in found if release.headers]
@@ -252,17 +280,29 @@ class Debian:
             total = sum(package.size for package in needed)
             self._say(f"fetching {label}: {len(needed)} packages, {total / 1e6:.0f} MB")
             with tempfile.TemporaryDirectory(dir=tree.parent) as scratch:
-                for deb in self._lists().download(needed, Path(scratch)):
+                for deb in self._lists(self._arch).download(needed, Path(scratch)):
                     run(["dpkg-deb", "-x", deb, tree], what=f"unpacking {deb.name}", where=tree)
-            return finish(tree, release, self._root)
+            return finish(tree, release, self._tools, self._arch)
 
         tree = self._store.get("kernel", inputs, make, label=label, say=self._say)
         origin = f"Debian's linux {inputs['version']}"
-        return kernel_in(tree, reference=f"debian:{name}", release=release, origin=origin)
+        return kernel_in(
+            tree, reference=f"debian:{name}", release=release, origin=origin, arch=self._arch
+        )
 
 
-def _is_release(release: str, name: str) -> bool:
-    return release in (name, name + FLAVOUR)
+def _flavour(arch: Arch) -> str:
+    return f"-cloud-{arch.debian}"
+
+
+def _is_tool(package: Package) -> bool:
+    """Whether the host runs it: kbuild's programs, which work for every architecture."""
+    return package.name.startswith("linux-kbuild-")
+
+
+def of_name(name: str) -> Arch | None:
+    """The architecture that a release says (``6.12.117+deb13-cloud-arm64``), None if it doesn't."""
+    return next((a for a in arches.ARCHES.values() if name.endswith(_flavour(a))), None)
 
 
 def _read_json(path: Path) -> dict[str, object]:
@@ -273,17 +313,18 @@ def _read_json(path: Path) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _unknown(name: str, series: bool, packages: Sequence[Package]) -> CohabitError:
-    every = offers(packages, lambda _: True)
+def _unknown(name: str, series: bool, packages: Sequence[Package], arch: Arch) -> CohabitError:
+    flavour = _flavour(arch)
+    every = offers(packages, lambda release: release.endswith(flavour))
     if series:
         known = list(dict.fromkeys(".".join(r.release.split(".")[:2]) for r in every))
         return UsageError(
-            f"debian:{name}: no reachable suite has a cloud kernel of that series",
+            f"debian:{name}: no reachable suite has a {arch.debian} cloud kernel of that series",
             f"there are {', '.join(known)}",
         )
     names = [release.release for release in every]
-    near = difflib.get_close_matches(name, [n.removesuffix(FLAVOUR) for n in names], 5, 0.5)
+    near = difflib.get_close_matches(name, [n.removesuffix(flavour) for n in names], 5, 0.5)
     return UsageError(
-        f"debian:{name}: no reachable suite has that release",
+        f"debian:{name}: no reachable suite has that release for {arch.debian}",
         f"near it: {', '.join(near or names[:5])}",
     )

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.arch import ARCHES, Arch
 from harness.errors import UsageError
 from harness.kernels.model import Kernel
 from harness.kernels.store import Store
@@ -24,16 +25,18 @@ RECIPE = "1"
 
 
 def resolve(
-    directory: Path, reference: str, store: Store, root: Path, say: Callable[[str], None]
-) -> Kernel:
+    directory: Path, reference: str, store: Store, tools: Path, say: Callable[[str], None],
+    arch: Arch | None = None,
+) -> Kernel:  # fmt: skip
     """Return the kernel in ``directory``.
 
-    Raises UsageError when it has no kernel image, or several.
+    ``tools`` is a root file system whose programs the host runs; ``arch``: what the kernel
+    must be for.  Raises UsageError when there is no such kernel image, or several.
     """
     directory = directory.expanduser().resolve()
     if not directory.is_dir():
         raise UsageError(f"{reference}: {directory} is not a directory")
-    image, release = _find_image(directory, reference)
+    image, release, found = _find_image(directory, reference, arch)
     sources = list(_sources(directory))
     inputs = {
         "release": release,
@@ -55,23 +58,24 @@ def resolve(
         final.parent.mkdir(exist_ok=True)
         final.unlink(missing_ok=True)
         shutil.copy2(image, final)
-        return finish(tree, release, root)
+        return finish(tree, release, tools, found)
 
     tree = store.get("local", inputs, make, label=f"{release} of {directory}", say=say)
-    return kernel_in(tree, reference=reference, release=release, origin=str(directory))
+    return kernel_in(tree, reference=reference, release=release, origin=str(directory), arch=found)
 
 
-def _find_image(directory: Path, reference: str) -> tuple[Path, str]:
+def _find_image(directory: Path, reference: str, arch: Arch | None) -> tuple[Path, str, Arch]:
     patterns = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz*", "lib/modules/*/vmlinuz*", "vmlinuz")
-    found: dict[str, Path] = {}
+    found: dict[str, tuple[Path, Arch]] = {}
     for pattern in patterns:
         for path in sorted(directory.glob(pattern)):
-            release = image_release(path) if path.is_file() else None
-            if release:
-                found.setdefault(release, path)
+            known = image_release(path) if path.is_file() else None
+            if known and arch in (None, known[1]):
+                found.setdefault(known[0], (path, known[1]))
     if not found:
         raise UsageError(
-            f"{reference}: no x86-64 kernel image in {directory}",
+            f"{reference}: no {' or '.join([arch.name] if arch else ARCHES)} kernel image in "
+            f"{directory}",
             f"looked for {', '.join(patterns)}",
         )
     if len(found) > 1:
@@ -79,8 +83,8 @@ def _find_image(directory: Path, reference: str) -> tuple[Path, str]:
             f"{reference}: {directory} holds several kernels: {', '.join(found)}",
             "give a directory that holds one",
         )
-    release, image = next(iter(found.items()))
-    return image, release
+    release, (image, its_arch) = next(iter(found.items()))
+    return image, release, its_arch
 
 
 def _sources(directory: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.arch import ARCHES
 from harness.errors import InfraError
 from harness.kernels.model import Kernel
 from harness.kernels.programs import run, tail
@@ -37,10 +38,11 @@ _WARNING = re.compile(r"(^|\s)warning: ", re.I)
 def build(kernel: Kernel, source: Path, root: Path, store: Store, say: Say) -> Path:
     """Return a directory with the ``.ko`` files that ``source`` makes for ``kernel``.
 
-    ``source`` has a Makefile that takes KDIR and knows ``modules``; ``root`` is the
-    guest's root file system.  The directory also has ``warnings.txt`` (what compiler and
-    modpost warned of, empty if nothing) and ``build.log``.  Raises InfraError with the
-    first error when the build fails, or when the kernel came without headers.
+    ``source`` has a Makefile that takes KDIR and knows ``modules``; ``root`` is a root file
+    system with a compiler for it (vm.rootfs.tools_root).  The directory also has
+    ``warnings.txt`` (what compiler and modpost warned of, empty if nothing) and
+    ``build.log``.  Raises InfraError with the first error when the build fails, or when the
+    kernel came without headers.
     """
     if not kernel.headers:
         raise InfraError(
@@ -93,8 +95,12 @@ def _digest(source: Path, paths: list[Path]) -> str:
 
 
 def _make(kernel: Kernel, root: Path, work: Path, mountpoint: Path, store: Store) -> str:
+    words = ["make", "-C", "/build", "-j2", f"KDIR=/lib/modules/{kernel.release}/build"]
+    arch = ARCHES[kernel.arch]
+    if not arch.native:
+        words += [f"ARCH={arch.name}", f"CROSS_COMPILE={arch.triplet}-"]
     command = namespace.chroot_command(
-        ["make", "-C", "/build", "-j2", f"KDIR=/lib/modules/{kernel.release}/build", "modules"],
+        [*words, "modules"],
         lowers=[kernel.tree, root],
         mountpoint=mountpoint,
         binds=[(work, "build", True)],

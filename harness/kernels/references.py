@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from harness.arch import Arch, host
 from harness.errors import UsageError
 from harness.kernels import build, debian, local, series, trees
 from harness.kernels.model import Kernel
@@ -40,28 +42,41 @@ def resolve(
     store: Store,
     say: Callable[[str], None],
     *,
-    root: Path,
+    tools: Callable[[Arch], Path],
+    arch: Arch | None = None,
     options: build.Options | None = None,
     patches: str = "",
 ) -> Kernel:
     """Return the kernel that ``reference`` names, from the cache if it is there.
 
-    ``root`` is the guest's root file system: its depmod indexes the modules.  ``options``
-    and ``patches`` (as harness.kernels.series.read takes them) are for trees.  Raises
-    UsageError when there is no such kernel, InfraError when it can't be fetched or built.
+    ``tools`` gives a root file system whose programs the host runs for kernels of an
+    architecture (vm.rootfs.tools_root).  ``arch``: which one of that name, where several
+    architectures have it; the host's if it is None and the reference does not say.
+    ``options`` and ``patches`` (as harness.kernels.series.read takes them) are for trees.
+    Raises UsageError when there is no such kernel, InfraError when it can't be fetched or
+    built.
     """
     check(reference)
+    kind, _, name = reference.partition(":")
+    said = debian.of_name(name) if kind == "debian" else None
+    if arch and said and said is not arch:
+        raise UsageError(
+            f"{reference} is for {said.name}, not for {arch.name}",
+            "leave out --arch, or the end of the release",
+        )
+    wanted = arch or said or host()
     if is_tree(reference):
         tree = trees.resolve(reference, store, say)
         if patches:
             tree = series.apply(tree, series.read(patches, tree, store))[-1]
-        return build.build(tree, options or build.Options(), root, store, say)
+        options = replace(options or build.Options(), arch=wanted.name)
+        return build.build(tree, options, tools(wanted), store, say)
     if patches:
         raise UsageError(
             f"{reference} is no source tree: a series can't be applied to it",
             "take tree:DIRECTORY or source:SERIES",
         )
-    kind, _, name = reference.partition(":")
     if kind == "path":
-        return local.resolve(Path(name), reference, store, root, say)
-    return debian.Debian(store, root, say).resolve(name)
+        # Its image says what it is for; depmod, which works for all, is any root's.
+        return local.resolve(Path(name), reference, store, tools(wanted), say, arch)
+    return debian.Debian(store, tools(wanted), say, wanted).resolve(name)

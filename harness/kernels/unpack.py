@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from harness import arch as arches
+from harness.arch import Arch
 from harness.errors import InfraError
 from harness.kernels.model import Kernel, version_of
 from harness.kernels.programs import run
@@ -25,10 +27,10 @@ from harness.kernels.programs import run
 _UNWANTED = ("usr/share", "usr/bin", "etc")
 
 
-def finish(tree: Path, release: str, root: Path) -> list[str]:
+def finish(tree: Path, release: str, tools: Path, arch: Arch) -> list[str]:
     """Bring the unpacked ``tree`` into its final shape; returns the critical files.
 
-    ``root`` is a guest root file system, whose depmod is used.  Raises InfraError
+    ``tools`` is a root file system whose depmod the host can run.  Raises InfraError
     when there is no image of ``release``.
     """
     _merge_usr(tree)
@@ -39,12 +41,13 @@ def finish(tree: Path, release: str, root: Path) -> list[str]:
     if modules.is_dir():
         _relink(modules)
         _decompress(modules)
-        _depmod(tree, release, root)
-    _provide_vmlinux(tree, release)
+        _depmod(tree, release, tools)
+    if arch is arches.X86_64:
+        _provide_vmlinux(tree, release)
     return [f"boot/vmlinuz-{release}"]
 
 
-def kernel_in(tree: Path, *, reference: str, release: str, origin: str) -> Kernel:
+def kernel_in(tree: Path, *, reference: str, release: str, origin: str, arch: Arch) -> Kernel:
     """Describe the finished ``tree`` of ``release``."""
 
     def optional(name: str) -> Path | None:
@@ -54,7 +57,7 @@ def kernel_in(tree: Path, *, reference: str, release: str, origin: str) -> Kerne
     return Kernel(
         reference=reference,
         release=release,
-        arch="x86_64",
+        arch=arch.name,
         version=version_of(release),
         image=tree / "boot" / f"vmlinuz-{release}",
         tree=tree,
@@ -65,19 +68,24 @@ def kernel_in(tree: Path, *, reference: str, release: str, origin: str) -> Kerne
     )
 
 
-def image_release(image: Path) -> str | None:
-    """Return the release that a bzImage names, None if it is not one.
+def image_release(image: Path) -> tuple[str, Arch] | None:
+    """Return the release that a kernel image names, and its architecture; None if it is none.
 
-    The boot protocol (Documentation/arch/x86/boot.rst): "HdrS" at 0x202, and at 0x20e
-    the offset of the version string, less 0x200.
+    A bzImage has "HdrS" at 0x202, and at 0x20e the offset of the version string, less
+    0x200 (Documentation/arch/x86/boot.rst).  An arm64 Image has "ARM\\x64" at 0x38
+    (Documentation/arch/arm64/booting.rst) and the release in the kernel's first message.
     """
     with image.open("rb") as file:
         head = file.read(0x210)
+        if head[0x38:0x3C] == b"ARM\x64":
+            banner = re.search(rb"Linux version (\d\S+) ", head + file.read())
+            return (banner[1].decode(errors="replace"), arches.ARM64) if banner else None
         if len(head) < 0x210 or head[0x202:0x206] != b"HdrS":
             return None
         file.seek(struct.unpack_from("<H", head, 0x20E)[0] + 0x200)
         text = file.read(256).split(b"\0")[0].decode(errors="replace")
-    return text.split(" ")[0] or None
+    release = text.split(" ")[0]
+    return (release, arches.X86_64) if release else None
 
 
 def _merge_usr(tree: Path) -> None:
@@ -147,17 +155,17 @@ def loader(root: Path, program: str, name: str = "") -> list[str]:
     Through the root's own dynamic loader and libraries: the host's C library may
     be older than the program needs.  ``name`` is what the program sees as argv[0].
     """
-    words = [str(root / "usr/lib64/ld-linux-x86-64.so.2")]
-    words += ["--library-path", str(root / "usr/lib/x86_64-linux-gnu")]
+    host = arches.host()
+    words = [str(root / host.loader), "--library-path", str(root / f"usr/lib/{host.triplet}")]
     return [*words, *(["--argv0", name] if name else []), str(root / program)]
 
 
-def _depmod(tree: Path, release: str, root: Path) -> None:
+def _depmod(tree: Path, release: str, tools: Path) -> None:
     link = tree / "lib"
     if not link.exists():
         link.symlink_to("usr/lib")
     try:
-        command: Sequence[str] = loader(root, "usr/bin/kmod", "depmod")
+        command: Sequence[str] = loader(tools, "usr/bin/kmod", "depmod")
         run([*command, "-b", tree, release], what=f"depmod for {release}", where=tree)
     finally:
         if link.is_symlink():
