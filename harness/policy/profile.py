@@ -321,6 +321,11 @@ class Profile:
         return getattr(self.semantics if hasattr(self.semantics, name) else self.form, name)
 
 
+def options(config: Mapping[str, str]) -> dict[str, str]:
+    """What of a configuration ``choose`` looks at, for a record; empty where none is known."""
+    return {name: config.get(name, "n") for name in OPTIONS} if config else {}
+
+
 def choose(
     release: str, config: Mapping[str, str], override: str | None = None, arch: str = "x86_64"
 ) -> Profile:
