@@ -199,6 +199,8 @@ def _misuse(state: State, step: Misuse, profile: Profile) -> tuple[Act, State]:
     rule, error, report = rules.MISUSES[step.what]
     if step.what == "kill-ftrace":
         return Act(0, rule), replace(state, dead=profile.has(rule.name))
+    if step.what.startswith("direct-") and not profile.semantics.direct_calls:
+        return _answer(errno.ENODEV, rules.DIRECT_NEEDS_CALL_OPS, profile), state
     if not profile.has(rule.name):
         return Act(0, rule), state
     return Act(error, rule, report=report), state
