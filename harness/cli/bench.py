@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     bare_machine = dataclasses.replace(
         machine, layers=tuple(layer for layer in machine.layers if layer != GUEST), shares=()
     )
-    chosen = profile.choose(kernel.release, kernel.config)
+    chosen = profile.choose(kernel.release, kernel.config, arch=kernel.arch)
     clock = Clock()
     bare = []
     with (

@@ -166,7 +166,7 @@ def _running(args: argparse.Namespace) -> tuple[bytes, Kernel]:
     kernel = setup.kernel(args.kernel)
     machine = setup.machine(kernel)
     say(f"booting {kernel.release} ({machine.accelerator.name}: {machine.accelerator.why})")
-    chosen = profile.choose(kernel.release, kernel.config)
+    chosen = profile.choose(kernel.release, kernel.config, arch=kernel.arch)
     with tempfile.TemporaryDirectory() as name, Record(Path(name)) as record:
         target = setup.target(kernel, record.console("vm"))
         try:

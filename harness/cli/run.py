@@ -188,12 +188,12 @@ def _works(
             )
         # Build errors and a missing QEMU are to be told before anything is booted.
         setup.machine(kernel)
-        chosen_profile = profile.choose(kernel.release, kernel.config, override)
+        chosen_profile = profile.choose(kernel.release, kernel.config, override, kernel.arch)
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
             arch=kernel.arch, origin=kernel.origin, profile=chosen_profile.name,
             profile_why=chosen_profile.why, image_bytes=kernel.image.stat().st_size,
-            options=list(kernel.options),
+            options=list(kernel.options), config=profile.options(kernel.config),
         )  # fmt: skip
 
         def make(name: str, kernel: Kernel = kernel) -> VmTarget:

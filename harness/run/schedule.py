@@ -186,11 +186,11 @@ class Schedule:
     def _with_company(
         self, first: Job, jobs: Sequence[Job], work: Work, session: Session
     ) -> list[Job]:
-        version = release_version(work.kernel)
+        version, arch = release_version(work.kernel), work.profile.arch
         if (
             first.alone
             or not sociable(first.scenario)
-            or known.breaks(first.scenario.name, version)
+            or known.breaks(first.scenario.name, version, arch)
         ):
             return [first]
         others = {
@@ -200,7 +200,7 @@ class Schedule:
             and job is not first
             and job.attempt == first.attempt
             and needs_compiler(job.scenario) == needs_compiler(first.scenario)
-            and not known.breaks(job.scenario.name, version)
+            and not known.breaks(job.scenario.name, version, arch)
         }
         # Several VMs share what there is.
         limit = max(1, min(self._side_by_side, -(-(len(others) + 1) // work.workers)))
