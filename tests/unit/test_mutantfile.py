@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.kernels.mutantfile import Mutant, parse, read
-from harness.policy.rules import RULES, Rule
+from harness.policy.rules import RULES
 from harness.scenario import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +45,7 @@ def write(directory: Path, text: str, name: str = "small") -> Path:
 
 def breakable() -> set[str]:
     """The rules that hold on the release that the mutants are of, on x86-64."""
-
-    def holds(rule: Rule) -> bool:
-        ended = rule.until is not None and rule.until < RELEASE
-        return rule.since <= RELEASE and not ended and "x86-64" in rule.arches
-
-    return {name for name, rule in RULES.items() if holds(rule)}
+    return {name for name, rule in RULES.items() if rule.holds("x86-64", RELEASE)}
 
 
 def table(heading: str) -> dict[str, list[str]]:
