@@ -69,6 +69,7 @@ class Service:
             "livepatch": os.path.isdir("/sys/kernel/livepatch"),
             # kernel/locking/lockdep_proc.c
             "lockdep": os.path.exists("/proc/lockdep_stats"),
+            "kaslr": system.kaslr(),
             "vmlinux_btf": os.path.exists("/sys/kernel/btf/vmlinux"),
             "kprobe_multi": bpf.has_kprobe_multi(),
             "tracers": (system.read(TRACEFS + "available_tracers") or "").split(),

@@ -121,6 +121,20 @@ def write(path: str, text: str) -> int:
     return 0
 
 
+def kaslr() -> Optional[bool]:
+    """Whether the kernel moved itself at boot; None on other architectures than arm64.
+
+    There it lies 2 GB above the end of the linear map, a power of two below the end of
+    all addresses (arch/arm64/include/asm/memory.h: KIMAGE_VADDR), unless it was moved.
+    """
+    if platform.machine() != "aarch64":
+        return None
+    with open("/proc/kallsyms", "rb") as file:
+        text = int(file.readline().split()[0], 16)
+    below = (1 << 64) - (text - (2 << 30))
+    return below & (below - 1) != 0
+
+
 class KernelLog:
     """The kernel's messages since the last look, from /dev/kmsg.
 

@@ -45,6 +45,10 @@ def errno_name(number: int | None) -> str:
     return errno_names.name(number)
 
 
+#: A direct call's trampolines (harness.scenario.steps.Modify).
+_ALTERNATES = {0: "first", 1: "other", 2: "first far", 3: "other far"}
+
+
 def step_title(spec: Mapping[str, Any], attachers: Mapping[str, str]) -> str:
     """What a step does, from its step object; ``attachers`` maps attachment ids."""
     do, name = str(spec.get("do", "?")), str(spec.get("id", ""))
@@ -55,11 +59,14 @@ def step_title(spec: Mapping[str, Any], attachers: Mapping[str, str]) -> str:
             functions = spec.get("functions") or [spec.get("function")]
             replaces = ", replacing all others" if spec.get("replace") else ""
             to = some([str(f) for f in functions], 3)
-            return f"attach {spec.get('attacher')} as {name} to {to}{replaces}{wait}"
+            far = "far " if spec.get("far") else ""
+            return f"attach {far}{spec.get('attacher')} as {name} to {to}{replaces}{wait}"
         case "detach" | "disable" | "enable" | "force":
             return f"{do} {who}{wait}"
         case "modify":
-            return f"modify {who} to its {'other' if spec.get('alternate') else 'first'} trampoline"
+            return (
+                f"modify {who} to its {_ALTERNATES.get(spec.get('alternate', 0), '?')} trampoline"
+            )
         case "write":
             return f"write {spec.get('value')} to {spec.get('sysctl')}"
         case "hold":

@@ -340,7 +340,7 @@ class Schedule:
             vm=None, profile=work.profile.name, attempt=job.attempt,
             attachers=list(scenario.attachers),
             functions=list(scenario.functions), steps=[s.to_json() for s in scenario.steps],
-            **({"matrix": list(scenario.matrix)} if scenario.matrix else {}),
+            **({"matrix": list(scenario.matrix)} if scenario.matrix else {}), **scenario.wants(),
         )  # fmt: skip
         self._record.event(
             "scenario_end", scenario=identity, verdict=accident.verdict, reason=accident.detail

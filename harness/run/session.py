@@ -250,6 +250,7 @@ class Session:
             ("group", group),
             ("watch", scenario.watch),
             ("ends_vm", scenario.ends_vm),
+            *scenario.wants().items(),
         ):
             if value:
                 began[key] = value
