@@ -40,6 +40,11 @@ class Arch:
         """Whether this host runs its programs."""
         return platform.machine() == self.machine
 
+    @property
+    def cross(self) -> str:
+        """What the names of the compiler and its tools for it begin with, nothing if native."""
+        return "" if self.native else f"{self.triplet}-"
+
 
 X86_64 = Arch(
     "x86_64", "x86-64", "x86_64", "amd64", "x86_64-linux-gnu",

@@ -138,11 +138,11 @@ def run(args: argparse.Namespace) -> int:
 
         scenarios = catalogue.select(args.scenarios)
         say(f"{len(scenarios)} scenarios, one VM")
+        programs = Programs(setup.store.state, kernel.arch)
         Schedule(
-            [Work(kernel.release, chosen, make, scenarios)],
+            [Work(kernel.release, chosen, make, scenarios, programs=programs)],
             record,
             1,
-            programs=Programs(setup.store.state),
         ).run()
         rate = _rate(setup, kernel, machine, theirs, record) if theirs else None
     _, program = setup.accelerator(kernel)

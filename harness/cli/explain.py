@@ -170,7 +170,7 @@ def _running(args: argparse.Namespace) -> tuple[bytes, Kernel]:
     with tempfile.TemporaryDirectory() as name, Record(Path(name)) as record:
         target = setup.target(kernel, record.console("vm"))
         try:
-            programs = Programs(setup.store.state)
+            programs = Programs(setup.store.state, kernel.arch)
             session = Session(target, "vm", kernel.release, chosen, record, programs)
             text, refused = registry(session, target, args.present)
         finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import __version__
 from harness.agent.abi import LANES
-from harness.arch import host
+from harness.arch import ARCHES, host
 from harness.errors import CohabitError, InfraError, UsageError
 from harness.kernels import decode
 from harness.kernels.model import Kernel
@@ -179,6 +179,7 @@ def _works(
 ) -> tuple[list[Work], list[Booted]]:  # fmt: skip
     works: list[Work] = []
     booted: list[Booted] = []
+    programs = {arch: Programs(setup.store.state, arch) for arch in ARCHES}
     for reference, kernel in kernels:
         if any(work.kernel == kernel.release for work in works):
             raise UsageError(
@@ -198,7 +199,12 @@ def _works(
         def make(name: str, kernel: Kernel = kernel) -> VmTarget:
             return setup.target(kernel, record.console(name))
 
-        works.append(Work(kernel.release, chosen_profile, make, scenarios, kernel.notes))
+        works.append(
+            Work(
+                kernel.release, chosen_profile, make, scenarios, kernel.notes,
+                programs[kernel.arch],
+            )
+        )  # fmt: skip
         booted.append(Booted(kernel, setup.kmods(kernel)))
     return works, booted
 
@@ -230,8 +236,7 @@ def perform(
         interrupted = False
         try:
             works, booted = _works(setup, kernels, scenarios, override, record)
-            programs = Programs(setup.store.state)
-            Schedule(works, record, _jobs(args.jobs), args.together, programs).run()
+            Schedule(works, record, _jobs(args.jobs), args.together).run()
             decode_reports(record, progress.model, booted, functools.partial(_decoder, setup))
         except KeyboardInterrupt:
             interrupted = True

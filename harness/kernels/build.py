@@ -52,18 +52,6 @@ _STEPS = {"plain": 2300, "debug": 2400, "kasan": 2400}
 
 
 @dataclass(frozen=True)
-class Arch:
-    """How kbuild calls an architecture, and what it makes."""
-
-    name: str
-    srcarch: str
-    image: str
-
-
-ARCHES = {"x86_64": Arch("x86_64", "x86", "arch/x86/boot/bzImage")}
-
-
-@dataclass(frozen=True)
 class Options:
     """How a tree is built: ``extra`` is the text of the user's fragment, jobs as for make.
 
@@ -76,22 +64,34 @@ class Options:
     arch: str = "x86_64"
     debug_info: bool = True
 
+    @property
+    def told(self) -> str:
+        """Flavour and architecture, in words; x86-64 goes without saying."""
+        foreign = self.arch != arches.X86_64.name
+        return f"{self.flavour}, {self.arch}" if foreign else self.flavour
+
     def fragments(self) -> str:
         """All fragments in their order: a later one has the last word."""
         files = [FRAGMENT, ADDITIONS / self.arch, ADDITIONS / self.flavour]
         parts = [path.read_text(encoding="utf-8") for path in files]
+        if self.arch != arches.X86_64.name:
+            # Kernels are told apart by their releases, also in one run over two architectures.
+            words = kconfig.options("\n".join(parts))["CONFIG_LOCALVERSION"].strip('"')
+            parts.append(f'CONFIG_LOCALVERSION="{words}-{self.arch}"\n')
         return "\n".join([*parts, self.extra])
 
 
 def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> Kernel:
     """Return the kernel that ``tree`` makes, from the cache if it was built before.
 
-    ``root`` is the guest's root file system.  Raises InfraError with the first error when
+    ``root`` is a root file system with a depmod (vm.rootfs.tools_root).  For another
+    architecture than the host's it is cross-built.  Raises InfraError with the first error when
     the build fails, with the options that the configuration did not keep, or when there is
     no room on the disk.
     """
     fragments = options.fragments()
-    builder = rootfs.builder_root(store, say)
+    arch = arches.ARCHES[options.arch]
+    builder = rootfs.builder_root(store, say, arch)
     inputs = {
         "tree": tree.oid,
         "arch": options.arch,
@@ -102,18 +102,17 @@ def build(tree: Tree, options: Options, root: Path, store: Store, say: Say) -> K
         "recipe": RECIPE,
         **({} if options.debug_info else {"debug_info": "no"}),
     }
-    label = f"{tree.release} ({options.flavour}) of {tree.reference}"
+    label = f"{tree.release} ({options.told}) of {tree.reference}"
 
     def make(target: Path) -> list[str]:
         with workspace.opened(tree, options.arch, options.flavour, store, say) as work:
             job = _Job(tree, options, fragments, builder, work, store, say)
             release = job.run(target)
-        return finish(target, release, root, arches.ARCHES[options.arch])
+        return finish(target, release, root, arch)
 
     final = store.get("built", inputs, make, label=label, say=say)
     (image,) = final.glob("boot/vmlinuz-*")
     release = image.name.removeprefix("vmlinuz-")
-    arch = arches.ARCHES[options.arch]
     kernel = kernel_in(
         final, reference=tree.reference, release=release, origin=tree.origin, arch=arch
     )
@@ -142,7 +141,7 @@ class _Job:
         store: Store, say: Say,
     ) -> None:  # fmt: skip
         self.tree, self.options, self.fragments = tree, options, fragments
-        self.arch = ARCHES[options.arch]
+        self.arch = arches.ARCHES[options.arch]
         self.builder, self.work, self.store, self.say = builder, work, store, say
         self.source, self.out = work / "src", work / "out"
         self.ccache = workspace.ccache(store)
@@ -150,7 +149,7 @@ class _Job:
             directory.mkdir(exist_ok=True)
         self.log = work / _LOG
         self.log.write_text("", encoding="utf-8")
-        self.what = f"building {tree.release} ({options.flavour})"
+        self.what = f"building {tree.release} ({options.told})"
 
     def run(self, target: Path) -> str:
         """Build into the cache entry ``target``; return the release."""
@@ -173,7 +172,7 @@ class _Job:
         if config.exists() and known == key and not kconfig_changed:
             return
         stamp.unlink(missing_ok=True)
-        self.say(f"configuring {self.tree.release} ({self.options.flavour})")
+        self.say(f"configuring {self.tree.release} ({self.options.told})")
         fragment = self.work / "fragment"
         fragment.write_text(self.fragments, encoding="utf-8")
         arch = self.arch.name
@@ -240,16 +239,20 @@ class _Job:
         shutil.rmtree(stage, ignore_errors=True)
         headers = f"usr/src/linux-headers-{release}"
         (stage / headers).mkdir(parents=True)
-        make = self._make_words()
+        make, objcopy = self._make_words(), f"{self.arch.cross}objcopy"
         install = f"$(srctree)/scripts/package/install-extmod-build /stage/{headers}"
+        if not self.arch.native:
+            # Otherwise it makes modpost anew with the kernel's compiler, to run there: what
+            # modules are built with runs here.
+            install = f"HOSTCC=$(CC) {install}"
         self._shell(
             f"{make} -s modules_install INSTALL_MOD_PATH=/stage DEPMOD=true\n"
             f"{make} -s run-command KBUILD_RUN_COMMAND='{install}'\n"
             f"cp /out/.config /stage/{headers}/.config\n"
             # What module builds want of it is its BTF.
-            f"objcopy --only-section=.BTF /out/vmlinux /stage/{headers}/vmlinux\n"
+            f"{objcopy} --only-section=.BTF /out/vmlinux /stage/{headers}/vmlinux\n"
             # What the running kernel shows in /sys/kernel/notes: that this one runs.
-            "objcopy -O binary --only-section=.notes /out/vmlinux /stage/notes\n",
+            f"{objcopy} -O binary --only-section=.notes /out/vmlinux /stage/notes\n",
             f"installing {release}",
         )
         modules = stage / "lib/modules" / release
@@ -274,7 +277,7 @@ class _Job:
         for name in ("boot", "scripts"):
             (stage / decode.DEBUG / name).mkdir(parents=True)
         self._shell(
-            "objcopy --only-keep-debug /out/vmlinux "
+            f"{self.arch.cross}objcopy --only-keep-debug /out/vmlinux "
             f"/stage/{decode.DEBUG}/boot/vmlinux-{release}\n",
             f"keeping the debug info of {release}",
         )
@@ -319,6 +322,8 @@ class _Job:
                 # Saves one of two passes of the preprocessor for what is not cached yet.
                 "CCACHE_DEPEND": "1",
                 "CCACHE_MAXSIZE": "5G",
+                # For make, tools/cc and virtme-ng's configuration alike.
+                "CROSS_COMPILE": self.arch.cross,
             },
         )
         status = stream(command, what=what, log=self.log, line=line)

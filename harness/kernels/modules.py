@@ -98,7 +98,7 @@ def _make(kernel: Kernel, root: Path, work: Path, mountpoint: Path, store: Store
     words = ["make", "-C", "/build", "-j2", f"KDIR=/lib/modules/{kernel.release}/build"]
     arch = ARCHES[kernel.arch]
     if not arch.native:
-        words += [f"ARCH={arch.name}", f"CROSS_COMPILE={arch.triplet}-"]
+        words += [f"ARCH={arch.name}", f"CROSS_COMPILE={arch.cross}"]
     command = namespace.chroot_command(
         [*words, "modules"],
         lowers=[kernel.tree, root],
