@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness import __version__
 from harness.agent.abi import LANES
-from harness.arch import host
+from harness.arch import ARCHES, host
 from harness.errors import CohabitError, InfraError, UsageError
 from harness.kernels import decode
 from harness.kernels.model import Kernel
@@ -204,7 +204,8 @@ def _works(
 
 
 def _decoder(setup: Setup, kernel: Kernel, modules: Path, mountpoint: Path) -> decode.Decoder:
-    return decode.of_kernel(kernel, modules, rootfs.builder_root(setup.store, say), mountpoint)
+    builder = rootfs.builder_root(setup.store, say, ARCHES[kernel.arch])
+    return decode.of_kernel(kernel, modules, builder, mountpoint)
 
 
 def perform(
