@@ -110,7 +110,7 @@ static u64 (*attach_cookie)(void *ctx) = (void *)174;
 #ifdef __x86_64__
 #define REG_ARGS	{ 14, 13, 12, 11, 9, 8 }
 #else
-#define REG_ARGS	{ 0, 1, 2, 3, 4, 5 }
+#define REG_ARGS	{ 0, 1, 2, 3, 4, 5, 6, 7 }
 #endif
 
 #define KPROBE_MULTI(sym)						\
@@ -122,7 +122,7 @@ int sym(unsigned long long *ctx)					\
 	if (!s)								\
 		return 0;						\
 	_Pragma("unroll")						\
-	for (int i = 0; i < 6; i++)					\
+	for (int i = 0; i < (int)(sizeof(places) / sizeof(*places)); i++) \
 		s->args[i] = ctx[places[i]];				\
 	return 0;							\
 }

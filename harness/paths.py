@@ -249,6 +249,7 @@ def _record_view(record: Event | None) -> dict[str, str]:
         **{f"flag {letter}": "yes" for letter in record["flags"]},
         "direct": direct,
         "jmp": "yes" if record["jmp"] else "no",
+        "ops": str(record.get("ops", "none")),
     }
 
 

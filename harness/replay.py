@@ -25,17 +25,19 @@ from harness.run.record import Record
 from harness.scenario.parse import scenario_from_json
 from harness.scenario.steps import Scenario
 
-_ARCHES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "arm64"}
-
 
 @dataclass(frozen=True)
 class Kernel:
     """A kernel of a run; ``overridden``: it was held to another policy (--profile)."""
 
     release: str
-    arch: str
     profile: Profile
     overridden: bool
+
+    @property
+    def arch(self) -> str:
+        """The policy name of its architecture."""
+        return self.profile.arch
 
     @property
     def version(self) -> Version:
@@ -44,8 +46,7 @@ class Kernel:
 
     def has(self, rule: Rule) -> bool:
         """Whether a rule is about this kernel."""
-        until = rule.until or self.version
-        return rule.since <= self.version <= until and self.arch in rule.arches
+        return rule.holds(self.arch, self.version) and rule.concerns(self.profile)
 
 
 @dataclass
@@ -199,20 +200,22 @@ def gathered(events: Iterable[Mapping[str, Any]]) -> Run:
 def _kernel(event: Mapping[str, Any], facts: Mapping[str, Any]) -> Kernel:
     """The kernel with the profile that the run had.
 
-    Of the configuration the record has only what the agent found, and the architecture:
-    on x86-64 all registers can be saved wherever ftrace is dynamic, on arm64 never.
+    An old record has no configuration, but what the agent found, of x86-64 kernels: there
+    all registers can be saved wherever ftrace is dynamic.
     """
     release = event["release"]
-    arch = _ARCHES.get(event["arch"], event["arch"])
     overridden = event["profile_why"] == "--profile"
-    config = {}
-    if "livepatch_save_regs" in facts:
+    config = event.get("config", {})
+    if not config and "livepatch_save_regs" in facts:
         config = {
             "CONFIG_DYNAMIC_FTRACE_WITH_ARGS": "n" if facts["livepatch_save_regs"] else "y",
-            "CONFIG_DYNAMIC_FTRACE_WITH_REGS": "y" if arch == "x86-64" else "n",
+            "CONFIG_DYNAMIC_FTRACE_WITH_REGS": "y",
+            "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS": "y",
+            "CONFIG_KPROBES_ON_FTRACE": "y",
         }
-    profile = choose(release, config, event["profile"] if overridden else None)
-    return Kernel(release, arch, profile, overridden)
+    override = event["profile"] if overridden else None
+    profile = choose(release, config, override, event["arch"])
+    return Kernel(release, profile, overridden)
 
 
 # --- through the model ------------------------------------------------------------------------

@@ -12,13 +12,19 @@
 #include "cohabit_abi.h"
 #include "compat.h"
 
-/* More arguments than this are not in registers (x86-64). */
+/* More arguments than this are not in registers. */
+#ifdef CONFIG_ARM64
+#define COHABIT_REG_ARGS	8
+#else
 #define COHABIT_REG_ARGS	6
+#endif
 
 /*
  * The address that ftrace knows a function by lies within so many bytes of the
- * symbol: at it, or behind a landing pad. No function is shorter, as they are
- * aligned to this.
+ * symbol: at it, or behind a landing pad, or (arm64) behind the instruction
+ * that keeps the return address. That of the next function is never as close:
+ * x86-64 aligns functions to this, and on arm64 even the shortest has three
+ * instructions.
  */
 #define COHABIT_ENTRY_BYTES	16
 

@@ -2,7 +2,7 @@
 /*
  * Everything that differs between the kernel releases and architectures these
  * modules are built for, and nothing else. Each #if names the release and the
- * reason. Tested range: 5.10 to 7.3, x86-64.
+ * reason. Tested range: 5.10 to 7.3 on x86-64, 6.12 to 7.3 on arm64.
  */
 #ifndef COHABIT_COMPAT_H
 #define COHABIT_COMPAT_H
@@ -65,6 +65,16 @@
 #else
 #define COHABIT_KLP_SAVE_REGS		1
 #define COHABIT_OPS_FL_KLP_REGS		FTRACE_OPS_FL_SAVE_REGS
+#endif
+
+/*
+ * What register_ftrace_direct() adds where there is SAVE_REGS at all; arm64 has
+ * none, and an ops that asks for it is refused for that alone.
+ */
+#ifdef CONFIG_DYNAMIC_FTRACE_WITH_REGS
+#define COHABIT_OPS_FL_DIRECT_REGS	FTRACE_OPS_FL_SAVE_REGS
+#else
+#define COHABIT_OPS_FL_DIRECT_REGS	0
 #endif
 
 /* Does @ops's callback get the arguments of the traced function? */
@@ -133,8 +143,14 @@ static inline void cohabit_free_filter(struct ftrace_ops *ops)
 #endif
 }
 
-/* Direct trampolines need the kernel's support and an assembly part of ours. */
-#if defined(CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) && defined(CONFIG_X86_64)
+/*
+ * Direct trampolines need the kernel's support and an assembly part of ours.
+ * 6.4 (2aa6ac03516d): arm64, too; on a kernel configured without them the calls
+ * are there as well and say ENODEV themselves.
+ */
+#if defined(CONFIG_X86_64) && defined(CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS)
+#define COHABIT_HAS_DIRECT	1
+#elif defined(CONFIG_ARM64) && LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
 #define COHABIT_HAS_DIRECT	1
 #else
 #define COHABIT_HAS_DIRECT	0

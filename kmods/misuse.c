@@ -107,7 +107,7 @@ static int ipmodify_and_direct(unsigned long *ip)
 {
 	int ret;
 
-	renew(FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_DIRECT | FTRACE_OPS_FL_SAVE_REGS);
+	renew(FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_DIRECT | COHABIT_OPS_FL_DIRECT_REGS);
 	misused.func = cohabit_misused_hit;
 	ret = cohabit_set_filter(&misused, ip, 1);
 	if (ret)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, Union
@@ -15,8 +16,9 @@ from .bpf import Link, Programs
 #: a loop of system calls without it holds them up until the kernel complains of it.
 _BREATH = 1e-6
 
-#: What a kprobe's context has of the arguments: those in registers.
-_REGISTERS = 6
+#: What a kprobe's context has of the arguments: those in registers, eight on arm64
+#: (bpf_progs/attach.bpf.c: REG_ARGS).
+_REGISTERS = 8 if os.uname().machine == "aarch64" else 6
 
 
 class Links:

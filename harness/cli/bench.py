@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     bare_machine = dataclasses.replace(
         machine, layers=tuple(layer for layer in machine.layers if layer != GUEST), shares=()
     )
-    chosen = profile.choose(kernel.release, kernel.config)
+    chosen = profile.choose(kernel.release, kernel.config, arch=kernel.arch)
     clock = Clock()
     bare = []
     with (
@@ -138,11 +138,11 @@ def run(args: argparse.Namespace) -> int:
 
         scenarios = catalogue.select(args.scenarios)
         say(f"{len(scenarios)} scenarios, one VM")
+        programs = Programs(setup.store.state, kernel.arch)
         Schedule(
-            [Work(kernel.release, chosen, make, scenarios)],
+            [Work(kernel.release, chosen, make, scenarios, programs=programs)],
             record,
             1,
-            programs=Programs(setup.store.state),
         ).run()
         rate = _rate(setup, kernel, machine, theirs, record) if theirs else None
     _, program = setup.accelerator(kernel)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InfraError, UsageError
-from harness.kernels import build, series, trees
+from harness.kernels import series, trees
 from harness.kernels.model import Kernel
 from harness.kernels.references import check
 from harness.report.model import RunModel, read
@@ -116,7 +116,7 @@ def patches(setup: Setup, reference: str, argument: str) -> list[Point]:
     def point(title: str, of: trees.Tree, named: str = "") -> Point:
         return Point(
             title,
-            lambda: build.build(of, setup.options, setup.tools(setup.arch), setup.store, say),
+            lambda: setup.build(of),
             named,
         )
 

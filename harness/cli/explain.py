@@ -166,11 +166,11 @@ def _running(args: argparse.Namespace) -> tuple[bytes, Kernel]:
     kernel = setup.kernel(args.kernel)
     machine = setup.machine(kernel)
     say(f"booting {kernel.release} ({machine.accelerator.name}: {machine.accelerator.why})")
-    chosen = profile.choose(kernel.release, kernel.config)
+    chosen = profile.choose(kernel.release, kernel.config, arch=kernel.arch)
     with tempfile.TemporaryDirectory() as name, Record(Path(name)) as record:
         target = setup.target(kernel, record.console("vm"))
         try:
-            programs = Programs(setup.store.state)
+            programs = Programs(setup.store.state, kernel.arch)
             session = Session(target, "vm", kernel.release, chosen, record, programs)
             text, refused = registry(session, target, args.present)
         finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.arch import X86_64
 from harness.errors import CohabitError, InfraError, UsageError
-from harness.kernels import build, mutantfile, series, trees
+from harness.kernels import mutantfile, series, trees
 from harness.kernels.model import Kernel
 from harness.kernels.mutantfile import Mutant
 from harness.kernels.store import Store
@@ -149,7 +149,7 @@ def green(
     Raises InfraError when it does not pass: nothing that failed on a mutant would then
     be the mutant's.
     """
-    kernel = build.build(tree, setup.options, setup.tools(setup.arch), setup.store, say)
+    kernel = setup.build(tree)
     names = {name for mutant in mutants for name in mutant.selected()}
     scenarios = [s for s in catalogue.everything() if s.name in names]
     model = read(run_once(setup, kernel, scenarios, args, override=args.profile))
@@ -219,14 +219,13 @@ def built(
                 try:
                     patch = series.Patch(mutant.path.name, mutant.name, mutant.patch)
                     (patched,) = series.apply(tree, [patch])
-                    made = build.build(patched, options, tools, store, say)
+                    made = setup.build(patched, store, options)
                 except CohabitError as error:
                     made = error
                 ready.put((mutant, made, store))
         except BaseException as error:
             ready.put(error)
 
-    tools = setup.tools(setup.arch)
     # 180 MB less to write for each of kernels that are gone as soon as they were judged.
     options = dataclasses.replace(setup.options, debug_info=False)
     thread = threading.Thread(target=make, daemon=True)

@@ -96,8 +96,21 @@ def _release(version: Version) -> str:
 
 
 def _releases(rule: Rule) -> str:
-    since = _release(rule.since)
-    return f"{since} to {_release(rule.until)}" if rule.until else f"{since} and newer"
+    """``6.0 and newer, x86-64; 6.4 and newer, arm64``, or both in one."""
+    found: dict[str, list[str]] = {}
+    for arch in rule.arches:
+        since, until = rule.span(arch)
+        first = _release(since)
+        words = f"{first} to {_release(until)}" if until else f"{first} and newer"
+        found.setdefault(words, []).append(arch)
+    return "; ".join(f"{words}, {' and '.join(arches)}" for words, arches in found.items())
+
+
+def _needing(rule: Rule) -> str:
+    if not rule.needs:
+        return ""
+    fact = rule.needs.removeprefix("!").replace("_", " ")
+    return f" {'without' if rule.needs.startswith('!') else 'with'} {fact}"
 
 
 def _scenarios(rule: Rule) -> list[str]:
@@ -112,9 +125,14 @@ def _rule_text(rule: Rule, depth: int) -> str:
     lines = [
         rule.name,
         *textwrap.wrap(rule.text, 96, initial_indent="  ", subsequent_indent="  "),
-        f"  {_releases(rule)}, {' and '.join(rule.arches)}; {error}",
+        f"  {_releases(rule)}; {error}",
         f"  {rule.source}",
     ]
+    if rule.difference:
+        lines += textwrap.wrap(
+            f"architectures differ: {rule.difference}", 96,
+            initial_indent="  ", subsequent_indent="    ",
+        )  # fmt: skip
     for glob in rule.scenarios if depth else ():
         names = [scenario.name for scenario in catalogue.select([glob], whole=True)]
         lines.append(f"  noticed by {glob}, {len(names)} scenarios")
@@ -130,6 +148,12 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
         "since": _release(rule.since),
         "until": _release(rule.until) if rule.until else None,
         "arches": list(rule.arches),
+        "releases": {
+            arch: {"since": _release(since), "until": _release(until) if until else None}
+            for arch in rule.arches
+            for since, until in [rule.span(arch)]
+        },
+        "differs": rule.difference or None,
         "errno": rule.errno,
         "globs": list(rule.scenarios),
         "scenarios": _scenarios(rule),
@@ -161,7 +185,7 @@ def _survey_text(found: Survey, verbose: bool) -> str:
         )
     for rule in found.nowhere:
         lines.append(
-            f"not judged: {rule.name}: about {_releases(rule)}, {' and '.join(rule.arches)}, "
+            f"not judged: {rule.name}: about {_releases(rule)}{_needing(rule)}, "
             "of which no kernel was run"
         )
     for kernel in found.overridden:

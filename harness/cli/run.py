@@ -179,6 +179,7 @@ def _works(
 ) -> tuple[list[Work], list[Booted]]:  # fmt: skip
     works: list[Work] = []
     booted: list[Booted] = []
+    programs = {arch: Programs(setup.store.state, arch) for arch in ARCHES}
     for reference, kernel in kernels:
         if any(work.kernel == kernel.release for work in works):
             raise UsageError(
@@ -187,18 +188,23 @@ def _works(
             )
         # Build errors and a missing QEMU are to be told before anything is booted.
         setup.machine(kernel)
-        chosen_profile = profile.choose(kernel.release, kernel.config, override)
+        chosen_profile = profile.choose(kernel.release, kernel.config, override, kernel.arch)
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
             arch=kernel.arch, origin=kernel.origin, profile=chosen_profile.name,
             profile_why=chosen_profile.why, image_bytes=kernel.image.stat().st_size,
-            options=list(kernel.options),
+            options=list(kernel.options), config=profile.options(kernel.config),
         )  # fmt: skip
 
         def make(name: str, kernel: Kernel = kernel) -> VmTarget:
             return setup.target(kernel, record.console(name))
 
-        works.append(Work(kernel.release, chosen_profile, make, scenarios, kernel.notes))
+        works.append(
+            Work(
+                kernel.release, chosen_profile, make, scenarios, kernel.notes,
+                programs[kernel.arch],
+            )
+        )  # fmt: skip
         booted.append(Booted(kernel, setup.kmods(kernel)))
     return works, booted
 
@@ -231,8 +237,7 @@ def perform(
         interrupted = False
         try:
             works, booted = _works(setup, kernels, scenarios, override, record)
-            programs = Programs(setup.store.state)
-            Schedule(works, record, _jobs(args.jobs), args.together, programs).run()
+            Schedule(works, record, _jobs(args.jobs), args.together).run()
             decode_reports(record, progress.model, booted, functools.partial(_decoder, setup))
         except KeyboardInterrupt:
             interrupted = True

@@ -18,6 +18,7 @@ from harness.kernels import build, modules
 from harness.kernels.model import Kernel
 from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
+from harness.kernels.trees import Tree
 from harness.target.vm import VmTarget
 from vm import accel, process, qemu, rootfs
 from vm.machine import GUEST, Accelerator, Machine
@@ -189,10 +190,18 @@ class Setup:
             reference, self.store, say,
             tools=self.tools, arch=arch, options=self.options, patches=series,
         )  # fmt: skip
-        if not is_tree(reference):
-            return kernel
         words = ["--series", series] if series else []
-        return dataclasses.replace(kernel, options=(*words, *self.tree_words))
+        words += self.tree_words if is_tree(reference) else []
+        if kernel.arch != host().name and not reference.endswith(kernel.release):
+            words += ["--arch", kernel.arch]
+        return dataclasses.replace(kernel, options=tuple(words))
+
+    def build(
+        self, tree: Tree, store: Store | None = None, options: build.Options | None = None
+    ) -> Kernel:
+        """The kernel that a tree makes, in this or another ``store``, by other ``options``."""
+        tools = self.tools(self.arch)
+        return build.build(tree, options or self.options, tools, store or self.store, say)
 
     def kmods(self, kernel: Kernel) -> Path:
         """The kernel modules, built for that kernel."""

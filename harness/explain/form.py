@@ -7,12 +7,13 @@ arch/x86/kernel/ftrace.c:arch_ftrace_trampoline_func.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from harness.ftrace import Ops, Record, Symbol, Trampoline
-from harness.policy.profile import Version
+from harness.policy.profile import FIRST, Profile, Version, choose
 
 ARCHES = ("x86-64", "arm64")
 
@@ -68,6 +69,16 @@ def printed(records: Iterable[tuple[Record, bool]], columns: bool) -> Printed:
     return Printed({a: vs for a, vs in kernels.items() if vs}, tuple(because), contradiction)
 
 
+@functools.cache
+def _profile(arch: str, version: Version) -> Profile:
+    return choose(f"{version[0]}.{version[1]}", {}, arch=arch)
+
+
+def _having(fact: str, value: object = True) -> Possible:
+    """Kernels that a fact of the policy has that value on."""
+    return lambda arch, version: _profile(arch, version).fact(fact) == value
+
+
 def _since(first: Version) -> Possible:
     return lambda _arch, version: version >= first
 
@@ -76,12 +87,9 @@ def _before(first: Version) -> Possible:
     return lambda _arch, version: version < first
 
 
-def _only(wanted: str, first: Version = (0, 0)) -> Possible:
-    return lambda arch, version: arch == wanted and version >= first
-
-
-def _on_arm64(first: Version) -> Possible:
-    return lambda arch, version: arch != "arm64" or version >= first
+def _from_first(what: str) -> Possible:
+    """Kernels that have got something already."""
+    return lambda arch, version: version >= FIRST[what].get(arch, (0, 0))
 
 
 #: The columns with what must follow them; blanks may have been lost in between.
@@ -106,28 +114,27 @@ def _columns(record: Record) -> tuple[str, Possible] | None:
 def _evidence(record: Record, whole: bool) -> Iterable[tuple[str, Possible]]:
     flags = record.flags
     if "M" in flags:
-        yield "M", _since((6, 4))
+        yield "M", _having("modified")
     if "O" in flags or record.ops or "ops: ERROR!" in record.errors:
-        yield "O or `ops:`", _only("arm64", (6, 3))
+        yield "O or `ops:`", _having("call_ops")
     if record.direct_jmp:
-        yield "`direct(jmp)`", _only("x86-64", (6, 19))
+        yield "`direct(jmp)`", _having("jmp")
     if any(owner.subops for owner in owners(record)):
         yield "`subops:`", _since((6, 16))
     if record.call or any(tramp.call for tramp in record.tramp):
-        yield "`->`", _only("x86-64")
+        yield "`->`", _having("own_trampolines")
     if "R" in flags:
-        # arm64 cannot save all registers since 6.2 (commit 26299b3f6ba2).
-        yield "R", lambda arch, version: arch != "arm64" or version < (6, 2)
+        yield "R", _having("saves_regs")
     if "D" in flags:
-        yield "D", _on_arm64((6, 4))
+        yield "D", _having("direct_calls")
         if "I" not in flags:
             # Until 5.19 direct_ops carries FTRACE_OPS_FL_IPMODIFY.
-            yield "D without I", _since((6, 0))
+            yield "D without I", _having("direct_shows_ipmodify", False)
         elif record.count == 1:
-            yield "one user with I and D", _before((6, 0))
+            yield "one user with I and D", _having("direct_shows_ipmodify")
     silent = not (record.tramp or record.call or record.errors or record.unknown)
     if whole and record.count and silent:
-        yield "neither `tramp:` nor `->`", _only("arm64")
+        yield "neither `tramp:` nor `->`", _having("own_trampolines", False)
     for symbol in symbols(record):
         yield from _named(symbol, flags)
 
@@ -149,14 +156,14 @@ def symbols(record: Record) -> Iterable[Symbol]:
 def _named(symbol: Symbol, flags: frozenset[str]) -> Iterable[tuple[str, Possible]]:
     match symbol.name:
         case "klp_ftrace_handler":
-            yield "a livepatch", _on_arm64((6, 17))
+            yield "a livepatch", _from_first("livepatch")
             if "R" not in flags:
                 # kernel/livepatch/patch.c: SAVE_REGS only without DYNAMIC_FTRACE_WITH_ARGS.
-                yield "a livepatch without R", _since((5, 11))
+                yield "a livepatch without R", _having("ipmodify_saves_regs", False)
         case "kprobe_ftrace_handler":
-            # Of the two only x86-64 has CONFIG_HAVE_KPROBES_ON_FTRACE.
-            yield "a kprobe", _only("x86-64")
+            yield "a kprobe", _having("kprobes_on_ftrace")
         case "fprobe_handler" | "fprobe_kprobe_handler":
-            yield symbol.name, lambda _arch, version: (5, 18) <= version < (6, 14)
+            old, there = _having("fprobe_shares", False), _from_first("fprobe")
+            yield symbol.name, lambda arch, version: old(arch, version) and there(arch, version)
         case "fprobe_ftrace_entry" | "fprobe_fgraph_entry":
-            yield symbol.name, _since((6, 14))
+            yield symbol.name, _having("fprobe_shares")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.ftrace import Ops, Record, Symbol, Trampoline
+from harness.policy.profile import FIRST
 
 from .form import Kernels
 
@@ -245,7 +246,7 @@ def _holder(record: Record, kernels: Kernels) -> User:
     """The user that has the I."""
     attachers = []
     words = []
-    if "arm64" not in kernels or kernels["arm64"][-1] >= (6, 17) or "x86-64" in kernels:
+    if any(versions[-1] >= FIRST["livepatch"].get(a, (0, 0)) for a, versions in kernels.items()):
         attachers.append("livepatch")
         words.append("a livepatch")
     attachers.append("ipmodify")

@@ -8,22 +8,21 @@ that is possible.  What no record can tell at all becomes a condition.
 
 from __future__ import annotations
 
-import errno
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.errno_names import ENOTSUPP
 from harness.ftrace import Record
 from harness.policy import profile as profiles
 from harness.policy import refusals, rules
 from harness.policy.attachers import ATTACHERS, Attacher
 from harness.policy.known import KNOWN
-from harness.policy.profile import Profile, Version
+from harness.policy.profile import FIRST, Profile, Version
 from harness.policy.state import Attached, State
 
-from .form import Kernels
+from . import words
+from .form import RELEASES, Kernels
 from .users import User
 
 #: What can be asked for, in words.  Not ``direct-refuse``: only cohabit has one.
@@ -166,7 +165,7 @@ def _ranges(
     # Few releases changed the policy.
     known: dict[object, tuple[Case, ...]] = {}
     for version in versions:
-        doubt = _doubt(attacher, version)
+        doubt = _doubt(attacher, arch, version)
         key = _missing(attacher, arch, version), _profile(arch, version).semantics, doubt
         if key not in known:
             known[key] = _cases(record, found, attacher, arch, version, surroundings)
@@ -187,7 +186,7 @@ def _cases(
     if missing := _missing(attacher, arch, version):
         return (Case(missing),)
     profile = _profile(arch, version)
-    doubt = _doubt(attacher, version)
+    doubt = _doubt(attacher, arch, version)
     worlds = _worlds(record, found, profile, surroundings)
     results = [(world, _outcome(world, attacher, profile, doubt)) for world in worlds]
     if all(outcome.ok for _, outcome in results) and len({outcome for _, outcome in results}) > 1:
@@ -198,41 +197,33 @@ def _cases(
 
 @functools.cache
 def _profile(arch: str, version: Version) -> Profile:
-    """The policy of a release, without a name; on arm64 without what only x86-64 has."""
-    semantics = replace(profiles.semantics_for(version), name="")
-    form = profiles.form_for(version, {})
-    without = set(_NOT_ASKED)
-    if arch != "x86-64":
-        without |= {rule.name for rule in rules.RULES.values() if arch not in rule.arches}
-        # CONFIG_HAVE_SINGLE_FTRACE_DIRECT_OPS is x86-64's alone.
-        semantics = replace(semantics, bpf_after_direct=errno.EBUSY)
-    return Profile(semantics, form, "", frozenset(without))
+    """The policy of a release on an architecture, without a name."""
+    profile = profiles.choose(words.release(version), {}, arch=arch)
+    return replace(profile, semantics=replace(profile.semantics, name=""), without=_NOT_ASKED)
 
 
 def _missing(attacher: str, arch: str, version: Version) -> Outcome | None:
     """Where a kernel has no such attacher."""
     kind = ATTACHERS[attacher]
-    if attacher in ("fprobe", "fprobe-exit", "kprobe-multi") and version < (5, 18):
-        return Outcome(False, None, "", "there are no fprobes before 5.18")
+    if kind.ops in ("fprobe", "fprobe-exit") and version < (first := FIRST["fprobe"][arch]):
+        where = "there are" if arch == "x86-64" else f"{arch} has"
+        return Outcome(False, None, "", f"{where} no fprobes before {words.release(first)}")
+    if kind.direct and version < (first := FIRST["direct"].get(arch, (0, 0))):
+        rule = rules.BPF_NEEDS_DIRECT if kind.bpf else rules.DIRECT_NEEDS_CALL_OPS
+        why = f"{arch} has no direct calls before {words.release(first)}"
+        return Outcome(False, rule.errno, rule.name, why)
     if attacher == "direct-share" and version < (6, 0):
         return Outcome(False, None, "", "a direct ops has no ops_func before 6.0")
-    if arch != "arm64":
-        return None
-    if kind.ops == "livepatch" and version < (6, 17):
-        return Outcome(False, None, "", "arm64 has no livepatch before 6.17")
-    if kind.direct and version < (6, 4):
-        # include/linux/ftrace.h: register_ftrace_direct without DIRECT_CALLS.
-        return Outcome(False, ENOTSUPP, "", "arm64 has no direct calls before 6.4")
-    if attacher == "ops-regs" and version >= (6, 2):
-        rule = rules.SAVE_REGS_NEEDS_SUPPORT
-        return Outcome(False, rule.errno, rule.name)
+    if kind.ops == "livepatch" and version < (first := FIRST["livepatch"].get(arch, (0, 0))):
+        return Outcome(False, None, "", f"{arch} has no livepatch before {words.release(first)}")
     return None
 
 
-def _doubt(attacher: str, version: Version) -> str:
+def _doubt(attacher: str, arch: str, version: Version) -> str:
     """What else is known of a refusal on that release."""
     lost = next(known for known in KNOWN if known.name == "kprobe-arm-lost")
-    if attacher == "kprobe-post" and version >= lost.first:
+    # Also of later releases than the last one that was run.
+    if attacher == "kprobe-post" and version >= lost.first and arch in lost.arches:
         return f"register_kprobe() may say 0 all the same: {lost.page}"
     return ""
 
@@ -388,7 +379,7 @@ def _conditions(
     first: Version, last: Version,
 ) -> Iterable[Condition]:  # fmt: skip
     """What must hold besides, on any release from the first to the last."""
-    old, new = profiles.semantics_for(first), profiles.semantics_for(last)
+    old = profiles.semantics_for(first, arch)
     if record is None:
         yield Condition("ftrace knows the function (see available_filter_functions)", 0, "")
     if kind.ops == "livepatch":
@@ -398,19 +389,38 @@ def _conditions(
         yield _condition("kernel.ftrace_enabled is 1", rules.PERMANENT_NEEDS_ENABLED)
     if kind.name == "fmod_ret" and not name.startswith("security_"):
         yield _condition("the function is error-injectable", rules.NOT_MODIFIABLE)
-    limit = rules.TRAMPOLINE_ARGS.until
-    if kind.bpf and arch == "x86-64" and limit and first <= limit:
+    if kind.direct and arch == "arm64" and first <= (7, 2) and not _tells_call_ops(record):
+        rule = rules.BPF_NEEDS_DIRECT if kind.bpf else rules.DIRECT_NEEDS_CALL_OPS
+        text = "the kernel has CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS (not with CFI or gcc's -Os)"
+        yield _condition(text, rule)
+    limit = rules.TRAMPOLINE_ARGS.span(arch)[1]
+    if kind.bpf and limit and first <= limit:
         until = f" (up to {limit[0]}.{limit[1]})" if last > limit else ""
         text = f"the function has at most {old.trampoline_args} arguments{until}"
         yield _condition(text, rules.TRAMPOLINE_ARGS)
     if kind.bpf and any("fentry" in user.attachers for user in found):
-        most = f"{old.trampoline_links}"
-        if new.trampoline_links != old.trampoline_links:
-            most = f"{new.trampoline_links} ({most} before 6.0)"
-        text = f"fewer than {most} BPF programs are on it"
+        text = f"fewer than {_most_links(arch, first, last)} BPF programs are on it"
         yield _condition(text, rules.TOO_MANY_PROGRAMS)
     if kind.exclusive:
         yield Condition("what is in current_tracer may be replaced", 0, rules.ONE_TRACER.name)
+
+
+def _tells_call_ops(record: Record | None) -> bool:
+    """Whether a record of arm64 shows that there are direct calls, which need CALL_OPS."""
+    return record is not None and bool({"O", "D"} & record.flags)
+
+
+def _most_links(arch: str, first: Version, last: Version) -> str:
+    """How many programs a trampoline takes on the last release, and before on others."""
+    most = profiles.semantics_for(last, arch).trampoline_links
+    before: list[str] = []
+    later = last, most
+    for version in reversed([v for v in RELEASES if first <= v <= last]):
+        links = profiles.semantics_for(version, arch).trampoline_links
+        if links != later[1]:
+            before.append(f"{links} before {words.release(later[0])}")
+        later = version, links
+    return f"{most} ({', '.join(before)})" if before else f"{most}"
 
 
 def _condition(text: str, rule: rules.Rule) -> Condition:

@@ -24,7 +24,7 @@ from harness.scenario.steps import (
     Write,
 )
 
-from . import history, refusals, rules
+from . import history, ops, refusals, rules
 from .attachers import ATTACHERS
 from .behaviour import body_of
 from .profile import Profile
@@ -130,7 +130,7 @@ def _detach(state: State, step: Detach, profile: Profile) -> tuple[Act, State]:
         if gone.forced and profile.has(rules.FORCED_STAYS.name):
             after = history.withdraw(state, gone, profile) if gone.active else state
             return _answer(errno.EWOULDBLOCK, rules.FORCED_STAYS, profile), after
-    if state.dead and gone.kind.ops != "livepatch":
+    if state.dead and gone.kind.ops != "livepatch" and ops.on_ftrace(gone, profile):
         return _answer(errno.ENODEV, rules.DEAD, profile), state
     if not profile.has(rules.DETACH_ALWAYS.name):
         return Act(errno.EBUSY, rules.DETACH_ALWAYS), state
@@ -199,6 +199,8 @@ def _misuse(state: State, step: Misuse, profile: Profile) -> tuple[Act, State]:
     rule, error, report = rules.MISUSES[step.what]
     if step.what == "kill-ftrace":
         return Act(0, rule), replace(state, dead=profile.has(rule.name))
+    if step.what.startswith("direct-") and not profile.semantics.direct_calls:
+        return _answer(errno.ENODEV, rules.DIRECT_NEEDS_CALL_OPS, profile), state
     if not profile.has(rule.name):
         return Act(0, rule), state
     return Act(error, rule, report=report), state

@@ -9,6 +9,7 @@ from typing import Any
 from harness.agent import abi
 from harness.scenario.functions import FUNCTIONS
 
+from . import ops
 from .profile import Profile
 from .state import Attached, State
 
@@ -47,9 +48,14 @@ _TAGS = {
 
 
 def effective(state: State, function: str, profile: Profile) -> tuple[Attached, ...]:
-    """Those on a function whose ops is called, oldest first."""
-    live = state.live(function) or not profile.has("off-is-off")
-    return state.on(function) if live else ()
+    """Those on a function who are called, oldest first."""
+    called = works(state, function, profile)
+    return tuple(a for a in state.on(function) if called or not ops.on_ftrace(a, profile))
+
+
+def works(state: State, function: str, profile: Profile) -> bool:
+    """Whether the function's call site calls those who are on it."""
+    return not state.dead and (state.live(function) or not profile.has("off-is-off"))
 
 
 def body_of(state: State, function: str, profile: Profile) -> str:
@@ -57,8 +63,6 @@ def body_of(state: State, function: str, profile: Profile) -> str:
     if state.unloaded and FUNCTIONS[function].module:
         return "absent"
     body = "original"
-    if state.dead:
-        return body
     here = effective(state, function, profile)
     redirecting = [a for a in here if a.kind.ipmodify]
     if redirecting and profile.has("ipmodify-chooses-body"):
@@ -85,7 +89,7 @@ def behaviour(state: State, function: str, profile: Profile) -> BehaviourPredict
     }
     if body == "absent":
         return BehaviourPrediction(body)
-    called = () if state.dead else effective(state, function, profile)
+    called = effective(state, function, profile)
     hits = {a.id: int(a in called) for a in everybody if a.kind.counts}
     overrides = [a for a in called if a.attacher == "fmod_ret"]
     elsewhere = any(a.kind.ipmodify or a.kind.direct for a in called)

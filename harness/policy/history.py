@@ -18,7 +18,7 @@ def arrive(state: State, new: Attached, profile: Profile) -> State:
         for other in state.attached:
             if other.kind.exclusive == new.kind.exclusive and other.attacher != new.attacher:
                 state = leave(state, other.id, profile)
-    if new.kind.posts:
+    if new.kind.posts and ops.on_ftrace(new, profile):
         first = {f for f in new.functions if not _has_kprobe(state, f)}
         state = replace(state, post_armed=state.post_armed | first)
     state = _tell_direct(state, new, 1, profile)
@@ -121,6 +121,12 @@ def _has_kprobe(state: State, function: str) -> bool:
     return any(a.kind.ops == "kprobe" for a in state.on(function))
 
 
+def _redirects(attached: Attached, profile: Profile) -> bool:
+    """Whether it may make an ops with IPMODIFY come and go."""
+    kind = attached.kind
+    return kind.ipmodify or (kind.posts and ops.on_ftrace(attached, profile))
+
+
 def _has_ipmodify(state: State, function: str, profile: Profile) -> bool:
     # Not a direct call that counts as one: nobody is asked about himself.
     others = (a for a in state.on(function) if not a.kind.direct)
@@ -135,7 +141,7 @@ def _tell_direct(state: State, mover: Attached, what: int, profile: Profile) -> 
     """
     if what == 2 and not (profile.semantics.peer_told and profile.has("peer-told")):
         return state
-    if profile.semantics.direct_is_ipmodify or not (mover.kind.ipmodify or mover.kind.posts):
+    if profile.semantics.direct_is_ipmodify or not _redirects(mover, profile):
         return state
     # Of all kprobes only the first is registered, and only the last unregistered.
     others = mover.kind.posts and state.post_armed - set(mover.functions)
@@ -173,8 +179,7 @@ def _stale_share(before: State, after: State, gone: Attached, profile: Profile) 
             # Where nobody is told, the last program itself takes the flag along.
             if shared and told:
                 stale.add(function)
-        redirected = gone.kind.ipmodify or gone.kind.posts
-        if redirected and not shared and left:
+        if _redirects(gone, profile) and not shared and left:
             # kernel/bpf/trampoline.c: DISABLE_SHARE_IPMODIFY_PEER clears it.
             stale.discard(function)
             if not told and _has_ipmodify(before, function, profile):
@@ -192,13 +197,21 @@ def record_state(state: State, function: str, profile: Profile) -> RecordState:
     direct = any(a.kind.direct for a in here)
     regs = any(ops.saves_regs(a, profile) for a in here)
     if state.unloaded and FUNCTIONS[function].module:
-        return RecordState(0, False, False, False)
+        return RecordState(0)
+    if not profile.has("record-counts-ops"):
+        count = min(count, 1)
+    call_ops = count == 1 and form.call_ops and profile.has("call-ops-is-shown")
     return RecordState(
-        count=count if profile.has("record-counts-ops") else min(count, 1),
+        count=count,
         regs=regs or (function in state.kept_regs and count > 0),
         ipmodify=(ipmodify and profile.has("ipmodify-is-shown"))
         or (direct and form.direct_shows_ipmodify),
         direct=direct and profile.has("direct-is-shown"),
+        # A direct ops has ftrace_caller for its trampoline (register_ftrace_direct).
+        trampoline=count == 1 and (form.own_trampolines or direct),
+        # For an ops that leaves it is its own flags that decide, not those of the one that
+        # stays; but of RECURSION and RCU (ftrace_ops_get_func) no attacher has any.
+        call_ops=call_ops,
     )
 
 

@@ -11,6 +11,7 @@ import fnmatch
 from dataclasses import dataclass
 
 from .profile import Version
+from .rule import BOTH, X86
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class Known:
-    """``scenarios``: globs of names; ``first``/``last``: releases that have it; ``page``: where
-    it is written up.  It shows in one or both of two ways: ``report``, text in the title
-    of the kernel's report, and ``contradiction``, the first of the scenario.  ``lockdep``: only
-    a kernel with lockdep reports it; ``company``: so do scenarios side by side none of which
-    does alone."""
+    """``scenarios``: globs of names; ``first``/``last``: releases that have it; ``arches``: on
+    which architectures; ``page``: where it is written up.  It shows in one or both of two
+    ways: ``report``, text in the title of the kernel's report, and ``contradiction``, the
+    first of the scenario.  ``lockdep``: only a kernel with lockdep reports it; ``company``: so
+    do scenarios side by side none of which does alone."""
 
     name: str
     scenarios: tuple[str, ...]
@@ -41,10 +42,15 @@ class Known:
     contradiction: Contradiction | None = None
     lockdep: bool = False
     company: bool = False
+    arches: tuple[str, ...] = X86
 
-    def concerns(self, scenario: str, version: Version) -> bool:
+    def there(self, version: Version, arch: str = "x86-64") -> bool:
+        """Whether a release has it on an architecture, by its policy name."""
+        return self.first <= version <= self.last and arch in self.arches
+
+    def concerns(self, scenario: str, version: Version, arch: str = "x86-64") -> bool:
         """Whether a scenario on a release may show it."""
-        return self.first <= version <= self.last and any(
+        return self.there(version, arch) and any(
             fnmatch.fnmatchcase(scenario, glob) for glob in self.scenarios
         )
 
@@ -124,6 +130,7 @@ KNOWN: tuple[Known, ...] = (
         # Not seen from 6.14 on, when fprobes became users of the function graph: not tried.
         first=(7, 2),
         last=(7, 3),
+        arches=BOTH,
         report="at fprobe_return",
     ),
     Known(
@@ -149,35 +156,36 @@ KNOWN: tuple[Known, ...] = (
 )
 
 
-def breaks(scenario: str, version: Version) -> bool:
+def breaks(scenario: str, version: Version, arch: str = "x86-64") -> bool:
     """Whether a scenario may leave a kernel of that release damaged for what runs beside it."""
-    return any(k.report and k.concerns(scenario, version) for k in KNOWN)
+    return any(k.report and k.concerns(scenario, version, arch) for k in KNOWN)
 
 
-def of_report(scenario: str, version: Version, title: str, lockdep: bool = False) -> Known | None:
+def of_report(
+    scenario: str, version: Version, title: str, lockdep: bool = False, arch: str = "x86-64"
+) -> Known | None:
     """The known difference that a kernel's report is, or None.
 
     ``lockdep``: the kernel has it.
     """
     return next(
-        (k for k in KNOWN if k.reported(title, lockdep) and k.concerns(scenario, version)), None
-    )
-
-
-def of_company(version: Version, title: str, lockdep: bool) -> Known | None:
-    """The known difference that a report in a company of scenarios is, or None."""
-    return next(
-        (
-            k
-            for k in KNOWN
-            if k.company and k.reported(title, lockdep) and k.first <= version <= k.last
-        ),
+        (k for k in KNOWN if k.reported(title, lockdep) and k.concerns(scenario, version, arch)),
         None,
     )
 
 
-def of_contradiction(scenario: str, version: Version, seen: Contradiction) -> Known | None:
+def of_company(version: Version, title: str, lockdep: bool, arch: str = "x86-64") -> Known | None:
+    """The known difference that a report in a company of scenarios is, or None."""
+    return next(
+        (k for k in KNOWN if k.company and k.reported(title, lockdep) and k.there(version, arch)),
+        None,
+    )
+
+
+def of_contradiction(
+    scenario: str, version: Version, seen: Contradiction, arch: str = "x86-64"
+) -> Known | None:
     """The known difference that a scenario's first contradiction is, or None."""
     return next(
-        (k for k in KNOWN if k.contradiction == seen and k.concerns(scenario, version)), None
+        (k for k in KNOWN if k.contradiction == seen and k.concerns(scenario, version, arch)), None
     )

@@ -36,12 +36,23 @@ def key(attached: Attached, function: str, state: State, profile: Profile) -> st
 
 def keys(state: State, function: str, profile: Profile) -> set[str]:
     """All ops on a function."""
-    return {key(a, function, state, profile) for a in state.on(function)}
+    here = state.on(function)
+    return {key(a, function, state, profile) for a in here if on_ftrace(a, profile)}
+
+
+def on_ftrace(attached: Attached, profile: Profile) -> bool:
+    """Whether it has an ftrace_ops: kprobes have none where they are breakpoints."""
+    breakpoints = not profile.semantics.kprobes_on_ftrace
+    return not (
+        attached.kind.ops == "kprobe" and breakpoints and profile.has("kprobes-are-breakpoints")
+    )
 
 
 def saves_regs(attached: Attached, profile: Profile) -> bool:
     """Whether its ops has FTRACE_OPS_FL_SAVE_REGS, so that the record shows R."""
     kind, form = attached.kind, profile.form
+    if not profile.semantics.saves_regs or not on_ftrace(attached, profile):
+        return False
     if kind.direct:
         # call_direct_funcs() needs all registers on x86-64 (MULTI_FLAGS, direct_ops).
         return profile.has("direct-saves-regs")
@@ -57,6 +68,8 @@ def is_ipmodify(attached: Attached, function: str, state: State, profile: Profil
     kind = attached.kind
     if kind.direct:
         return profile.semantics.direct_is_ipmodify
+    if not on_ftrace(attached, profile):
+        return False
     if kind.ops == "kprobe":
         return function in state.post_armed and profile.has("kprobe-post-is-ipmodify")
     return kind.ipmodify
@@ -66,3 +79,23 @@ def is_permanent(attached: Attached, profile: Profile) -> bool:
     """Whether its ops carries FTRACE_OPS_FL_PERMANENT."""
     kind = attached.kind
     return kind.permanent or (kind.direct and profile.semantics.direct_is_permanent)
+
+
+#: Callbacks of the ops behind attachers (``own:`` those of kmods/ops.c), by Attacher.ops.
+_CALLBACKS = {
+    "livepatch": "klp_ftrace_handler",
+    "kprobe": "kprobe_ftrace_handler",
+    "fprobe": "fprobe_ftrace_entry",
+    "fprobe-exit": "ftrace_graph_func",
+    "graph": "ftrace_graph_func",
+    "tracer": "function_trace_call",
+}
+_OWN = {"ipmodify": "cohabit_ipmodify_hit", "instance": "function_trace_call"}
+
+
+def callback(attached: Attached) -> str:
+    """The function of its ops, as a record names it; of fprobes, since they share one."""
+    kind = attached.kind
+    if kind.direct:
+        return "call_direct_funcs"
+    return _CALLBACKS.get(kind.ops) or _OWN.get(attached.attacher, "cohabit_ops_hit")

@@ -21,7 +21,7 @@ from harness.scenario.steps import (
 
 from . import history, ops
 from .acts import Act, planned, transition
-from .behaviour import BehaviourPrediction, behaviour, effective
+from .behaviour import BehaviourPrediction, behaviour, works
 from .profile import Profile
 from .rules import Rule
 from .state import State
@@ -34,7 +34,8 @@ class RecordPrediction:
     """What a function's record must show.
 
     ``direct`` is the target's name or its beginning; ``jmp`` None means that both
-    are right, for the reason in ``why_either``.
+    are right, for the reason in ``why_either``; ``ops`` is the callback of the only
+    user, where the record names that.
     """
 
     count: int
@@ -42,6 +43,7 @@ class RecordPrediction:
     direct: str | None = None
     jmp: bool | None = False
     why_either: str = ""
+    ops: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in docs/events.md."""
@@ -52,6 +54,7 @@ class RecordPrediction:
             "direct": self.direct,
             "jmp": self.jmp,
             **either,
+            **({"ops": self.ops} if self.ops else {}),
         }
 
 
@@ -140,7 +143,7 @@ def record(state: State, function: str, profile: Profile) -> RecordPrediction | 
     """What enabled_functions must show (t_show: the wanted state, not what is patched in)."""
     now = history.record_state(state, function, profile)
     here = state.on(function)
-    if state.dead or not now.count or not effective(state, function, profile):
+    if not now.count or not works(state, function, profile):
         return None
     permanent = any(ops.is_permanent(a, profile) for a in here)
     flags = {
@@ -149,6 +152,7 @@ def record(state: State, function: str, profile: Profile) -> RecordPrediction | 
             ("R", now.regs),
             ("I", now.ipmodify),
             ("D", now.direct),
+            ("O", now.call_ops),
             ("M", function in state.modified),
             ("P", permanent and profile.form.shows_permanent),
         )
@@ -162,7 +166,9 @@ def record(state: State, function: str, profile: Profile) -> RecordPrediction | 
             elif attached.kind.direct:
                 direct = f"cohabit_direct_tramp_{attached.slot + 8 * attached.alternate}"
     jmp, why = _jmp(state, function, profile)
-    return RecordPrediction(now.count, frozenset(flags), direct, jmp, why)
+    user = next(a for a in here if ops.on_ftrace(a, profile))
+    named = ops.callback(user) if now.call_ops else None
+    return RecordPrediction(now.count, frozenset(flags), direct, jmp, why, named)
 
 
 def _jmp(state: State, function: str, profile: Profile) -> tuple[bool | None, str]:

@@ -37,12 +37,22 @@ def _asked(state: State, new: Attached) -> list[str]:
 def _wants_ipmodify(new: Attached, profile: Profile) -> bool:
     kind = new.kind
     if kind.posts:
-        return profile.has("kprobe-post-is-ipmodify")
+        return ops.on_ftrace(new, profile) and profile.has("kprobe-post-is-ipmodify")
     return kind.ipmodify or (kind.direct and profile.semantics.direct_is_ipmodify)
 
 
-def _dead(state: State, _new: Attached, _profile: Profile) -> int | None:
-    return errno.ENODEV if state.dead else None
+def _dead(state: State, new: Attached, profile: Profile) -> int | None:
+    return errno.ENODEV if state.dead and ops.on_ftrace(new, profile) else None
+
+
+def _no_direct_calls(_state: State, new: Attached, profile: Profile) -> int | None:
+    """A direct call of a module's own."""
+    there = profile.semantics.direct_calls or not new.kind.direct or new.kind.bpf
+    return None if there else errno.ENODEV
+
+
+def _no_trampolines(_state: State, new: Attached, profile: Profile) -> int | None:
+    return None if profile.semantics.direct_calls or not new.kind.bpf else ENOTSUPP
 
 
 def _no_regs(_state: State, new: Attached, profile: Profile) -> int | None:
@@ -147,6 +157,8 @@ CHECKS: tuple[tuple[Rule, Check], ...] = (
     (rules.ONE_TRANSITION, _one_transition),
     (rules.TOO_MANY_PROGRAMS, _too_many_programs),
     (rules.TRAMPOLINE_ARGS, _too_many_args),
+    (rules.BPF_NEEDS_DIRECT, _no_trampolines),
+    (rules.DIRECT_NEEDS_CALL_OPS, _no_direct_calls),
     (rules.DEAD, _dead),
     (rules.SAVE_REGS_NEEDS_SUPPORT, _no_regs),
     (rules.ONE_DIRECT, _one_direct),

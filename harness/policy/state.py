@@ -146,22 +146,24 @@ class State:
 
 @dataclass(frozen=True)
 class RecordState:
-    """A function's ftrace record as the core keeps it, on x86-64.
+    """A function's ftrace record as the core keeps it.
 
-    ``count`` of ftrace_ops; the wanted flags (FTRACE_FL_REGS, _IPMODIFY, _DIRECT).
+    ``count`` of ftrace_ops; the wanted flags (FTRACE_FL_REGS, _IPMODIFY, _DIRECT, _TRAMP,
+    _CALL_OPS).
     """
 
     count: int
-    regs: bool
-    ipmodify: bool
-    direct: bool
+    regs: bool = False
+    ipmodify: bool = False
+    direct: bool = False
+    trampoline: bool = False
+    call_ops: bool = False
 
     @property
     def patched(self) -> tuple[bool, ...]:
         """What decides whether the call site is rewritten (ftrace_check_record).
 
-        Enabled, REGS, TRAMP (one ops: its own trampoline), DIRECT_EN (only while
-        it is the one ops).
+        Enabled, REGS, TRAMP, DIRECT_EN (only while it is the one ops), CALL_OPS_EN.
         """
-        alone = self.count == 1
-        return (self.count > 0, self.regs, alone, alone and self.direct)
+        direct = self.count == 1 and self.direct
+        return (self.count > 0, self.regs, self.trampoline, direct, self.call_ops)

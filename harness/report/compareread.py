@@ -250,6 +250,8 @@ def _view(witness: Mapping[str, Any], function: str, names: Mapping[str, str]) -
         found["direct call"] = str(record.get("direct") or "none").rstrip("_0123456789")
         jmp = record.get("jmp")
         found["direct(jmp)"] = "" if jmp is None else "yes" if jmp else "no"
+        if record.get("ops"):
+            found["ops"] = str(record["ops"])
         found |= {f"flag {x}": "set" for x in record.get("flags") or () if x != "M"}
     return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""BPF programs as bcc compiled them: the same on every kernel, so once is enough."""
+"""BPF programs as bcc compiled them: the same on every kernel of an architecture."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ _INPUTS = (SOURCE, _TREE / "harness" / "agent" / "bpf.py", _TREE / "vm" / "rootf
 class Programs:
     """Keeps compiled programs, in a directory for later runs too where one is given.
 
+    ``arch``: of the guests that compile and load them.
+
     They are an agent's, by symbol, in hexadecimal.  Safe to use from several threads.
     A file that cannot be read or written is as good as none: what is compiled anew is
     the same.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, arch: str = "x86_64") -> None:
         self._lock = threading.Lock()
         self._programs: dict[str, str] | None = None
         self._path: Path | None = None
         if directory is not None:
             digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in _INPUTS))
-            self._path = directory / f"bpf-programs-{digest.hexdigest()[:16]}.json"
+            self._path = directory / f"bpf-programs-{arch}-{digest.hexdigest()[:16]}.json"
             with contextlib.suppress(OSError, ValueError):
                 found = json.loads(self._path.read_text(encoding="ascii"))
                 if isinstance(found, dict) and found:

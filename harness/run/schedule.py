@@ -50,7 +50,8 @@ class Job:
 class Work:
     """A kernel and what is to be run on it; ``make`` gives a target for a VM's name.
 
-    ``notes``: as in harness.kernels.model.Kernel.
+    ``notes``: as in harness.kernels.model.Kernel; ``programs``: what compiled BPF programs
+    there are for it.
     """
 
     kernel: str
@@ -58,6 +59,7 @@ class Work:
     make: TargetMaker
     scenarios: Sequence[Scenario]
     notes: str = ""
+    programs: Programs = field(default_factory=Programs)
     queue: collections.deque[Job] = field(default_factory=collections.deque)
     workers: int = 0
     failed_boots: int = 0
@@ -72,8 +74,7 @@ class Work:
 class Schedule:
     """Runs all work with ``jobs`` VMs at a time, on threads; the record has the outcome.
 
-    ``side_by_side``: how many scenarios may share a kernel at a time; ``programs``:
-    compiled BPF programs of an earlier run.
+    ``side_by_side``: how many scenarios may share a kernel at a time.
 
     ``run`` returns when everything was run or ``stop`` was called; ``stop`` is
     safe from any thread.
@@ -85,7 +86,6 @@ class Schedule:
         record: Record,
         jobs: int,
         side_by_side: int = LANES,
-        programs: Programs | None = None,
     ) -> None:
         self._works = works
         self._record = record
@@ -97,7 +97,6 @@ class Schedule:
         self._targets: dict[str, Target] = {}
         self._vms = 0
         self._groups = 0
-        self._programs = programs or Programs()
         self._errors: list[BaseException] = []
         for work in works:
             work.queue.extend(Job(scenario) for scenario in work.scenarios)
@@ -173,7 +172,7 @@ class Schedule:
             # Those that cost their VM wait for their turn.
             lasting = [job for job in work.queue if not job.scenario.ends_vm]
             jobs = lasting or list(work.queue)
-            ready = session.compiled or self._programs.there
+            ready = session.compiled or work.programs.there
             first = next((j for j in jobs if needs_compiler(j.scenario) == ready), None)
             if first is None:
                 if not ready and work.workers > 1 and work.left() <= _WORTH_A_BOOT:
@@ -187,11 +186,11 @@ class Schedule:
     def _with_company(
         self, first: Job, jobs: Sequence[Job], work: Work, session: Session
     ) -> list[Job]:
-        version = release_version(work.kernel)
+        version, arch = release_version(work.kernel), work.profile.arch
         if (
             first.alone
             or not sociable(first.scenario)
-            or known.breaks(first.scenario.name, version)
+            or known.breaks(first.scenario.name, version, arch)
         ):
             return [first]
         others = {
@@ -201,7 +200,7 @@ class Schedule:
             and job is not first
             and job.attempt == first.attempt
             and needs_compiler(job.scenario) == needs_compiler(first.scenario)
-            and not known.breaks(job.scenario.name, version)
+            and not known.breaks(job.scenario.name, version, arch)
         }
         # Several VMs share what there is.
         limit = max(1, min(self._side_by_side, -(-(len(others) + 1) // work.workers)))
@@ -220,7 +219,7 @@ class Schedule:
             self._vms += 1
         target = work.make(name)
         session = Session(
-            target, name, work.kernel, work.profile, self._record, self._programs, work.notes
+            target, name, work.kernel, work.profile, self._record, work.programs, work.notes
         )
         with self._lock:
             self._targets[name] = target

@@ -297,17 +297,17 @@ class Session:
         """Ends a scenario that a witness contradicted in."""
         first = member.mismatches[0]
         seen = known.Contradiction(member.failed, first.witness, first.expected, first.seen)
-        version = release_version(self._kernel)
-        if found := known.of_contradiction(member.scenario.name, version, seen):
+        version, arch = release_version(self._kernel), self._profile.arch
+        if found := known.of_contradiction(member.scenario.name, version, seen, arch):
             self._end(member, "XFAIL", f"{first} ({found.page})", xfail=found.name)
         else:
             self._end(member, "FAIL", str(first))
 
     def _splat(self, member: Member, splats: Sequence[str]) -> str:
         """Ends a scenario that the kernel complained in; gives what it said."""
-        version = release_version(self._kernel)
-        lockdep = bool(self._facts["lockdep"])
-        found = [known.of_report(member.scenario.name, version, t, lockdep) for t in splats]
+        version, arch = release_version(self._kernel), self._profile.arch
+        lockdep, name = bool(self._facts["lockdep"]), member.scenario.name
+        found = [known.of_report(name, version, t, lockdep, arch) for t in splats]
         if (first := found[0]) and all(k is first for k in found):
             self._end(member, "XFAIL", f"{splats[0]} ({first.page})", xfail=first.name)
             return splats[0]
@@ -351,7 +351,7 @@ class Session:
     def _shared_splat(self, splats: Sequence[str]) -> tuple[str, str]:
         """Verdict and reason of a company that the kernel complained in."""
         version, lockdep = release_version(self._kernel), bool(self._facts["lockdep"])
-        found = [known.of_company(version, title, lockdep) for title in splats]
+        found = [known.of_company(version, title, lockdep, self._profile.arch) for title in splats]
         if (first := found[0]) and all(k is first for k in found):
             return "XFAIL", f"{splats[0]} ({first.page})"
         return "SPLAT", splats[found.index(None)] if None in found else splats[0]

@@ -18,6 +18,9 @@ OTHER = "cmdline_proc_show"
 OFF, ON = Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1")
 V5_10, V6_1, V6_12, V7_2, V7_3 = (choose(f"{a}.{b}.0", {}) for a, b in NAMED)
 PROFILES = {p.name: p for p in (V5_10, V6_1, V6_12, V7_2, V7_3)}
+#: arm64's, and one that was built without CALL_OPS.
+ARM6_12, ARM7_2, ARM7_3 = (choose(f"{a}.{b}.0", {}, arch="arm64") for a, b in NAMED[2:])
+ARM_BARE = choose("7.2.0", {"CONFIG_DYNAMIC_FTRACE_WITH_ARGS": "y"}, arch="arm64")
 
 
 def run(
@@ -61,5 +64,5 @@ def shown(record: RecordPrediction | None) -> tuple[int, str] | None:
     """Count and flags of a record, in the registry's order of letters."""
     if record is None:
         return None
-    assert record.flags <= set("RPIDM")
-    return record.count, "".join(letter for letter in "RPIDM" if letter in record.flags)
+    assert record.flags <= set("RPIDOM")
+    return record.count, "".join(letter for letter in "RPIDOM" if letter in record.flags)

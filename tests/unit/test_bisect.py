@@ -212,6 +212,9 @@ class FakeSetup:
         assert not series
         return FakeKernel(reference)
 
+    def build(self, tree: str) -> FakeKernel:
+        return FakeKernel(tree)
+
 
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -276,7 +279,6 @@ def test_a_series(
         command.series, "apply",
         lambda tree, patches: [f"{tree} {' '.join(names[: n + 1])}" for n in range(len(patches))],
     )  # fmt: skip
-    monkeypatch.setattr(command.build, "build", lambda tree, *_: FakeKernel(tree))
     assert main(["bisect", "--tree", "source:7.2", "--series", "s", NAME]) == 0
     assert [line.split(" livepatch")[0] for line in ran] == [
         "tree", "tree one two bad", "tree one", "tree one two",

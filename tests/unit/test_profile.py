@@ -17,10 +17,15 @@ from harness.policy.profile import (
     Semantics,
     choose,
     form_for,
+    options,
     release_version,
     semantics_for,
 )
 from harness.scenario.steps import Modify
+
+RELEASES = [
+    *((5, n) for n in range(5, 20)), *((6, n) for n in range(20)), *((7, n) for n in range(10)),
+]  # fmt: skip
 
 # --- profiles -------------------------------------------------------------------------------
 
@@ -47,13 +52,39 @@ CHANGES: list[tuple[str, tuple[int, int], object, object]] = [
     ("fprobe_shares", (6, 14), False, True),
     ("fprobe_saves_regs", (6, 14), True, False),
 ]
+#: Facts that are always so on x86-64; what a configuration makes of them: see below.
+OF_THE_ARCHITECTURE = {
+    "saves_regs": True,
+    "direct_calls": True,
+    "kprobes_on_ftrace": True,
+    "call_ops": False,
+    "own_trampolines": True,
+}
+#: The same for arm64: each fact that is not as on x86-64, with all of its changes.
+ARM64_CHANGES: list[tuple[str, tuple[int, int], object, object]] = [
+    ("trampoline_args", (6, 16), 8, 12),
+    ("trampoline_links", (6, 0), 40, 38),
+    ("trampoline_links", (7, 2), 38, 37),
+    ("saves_regs", (6, 2), True, False),
+    ("ipmodify_saves_regs", (6, 2), True, False),
+    ("direct_calls", (6, 4), False, True),
+    ("call_ops", (6, 3), False, True),
+]
+ARM64_ALWAYS = {
+    "bpf_after_direct": errno.EBUSY,
+    "kprobes_on_ftrace": False,
+    "jmp": False,
+    "own_trampolines": False,
+    "direct_ops": "function",
+}
 #: Facts that no release has changed; only a proposal does.
 PROPOSED = {"direct_refused", "peer_told", "share_is_flag", "permanent_stays", "shows_permanent"}
 
 
-def value(fact: str, version: tuple[int, int]) -> object:
+def value(fact: str, version: tuple[int, int], arch: str = "x86-64") -> object:
     semantics = fact in {f.name for f in fields(Semantics)}
-    return getattr(semantics_for(version) if semantics else form_for(version, {}), fact)
+    whole = semantics_for(version, arch) if semantics else form_for(version, {}, arch)
+    return getattr(whole, fact)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +93,45 @@ def value(fact: str, version: tuple[int, int]) -> object:
 def test_each_fact_changes_where_it_did(
     fact: str, since: tuple[int, int], old: object, new: object
 ) -> None:
-    releases = [(5, n) for n in range(5, 20)] + [(6, n) for n in range(20)]
-    releases += [(7, n) for n in range(10)]
-    before = releases[releases.index(since) - 1]
+    before = RELEASES[RELEASES.index(since) - 1]
     assert (value(fact, before), value(fact, since)) == (old, new)
     # And nowhere else than this list says.
-    changes = [b for a, b in itertools.pairwise(releases) if value(fact, a) != value(fact, b)]
-    assert changes == [c[1] for c in CHANGES if c[0] == fact]
+    assert changes(fact) == [c[1] for c in CHANGES if c[0] == fact]
     assert value(fact, (5, 5)) == next(c[2] for c in CHANGES if c[0] == fact)
+
+
+def changes(fact: str, arch: str = "x86-64") -> list[tuple[int, int]]:
+    return [
+        b for a, b in itertools.pairwise(RELEASES) if value(fact, a, arch) != value(fact, b, arch)
+    ]
+
+
+def test_what_an_architecture_always_has() -> None:
+    for facts, arch in ((OF_THE_ARCHITECTURE, "x86-64"), (ARM64_ALWAYS, "arm64")):
+        for fact, always in facts.items():
+            assert {value(fact, release, arch) for release in RELEASES} == {always}, fact
+
+
+@pytest.mark.parametrize("fact", sorted({c[0] for c in ARM64_CHANGES}))
+def test_each_fact_of_arm64_changes_where_it_did(fact: str) -> None:
+    own = [c for c in ARM64_CHANGES if c[0] == fact]
+    assert changes(fact, "arm64") == [c[1] for c in own]
+    for _, since, old, new in own:
+        before = RELEASES[RELEASES.index(since) - 1]
+        assert (value(fact, before, "arm64"), value(fact, since, "arm64")) == (old, new)
+
+
+def test_all_other_facts_of_arm64_are_those_of_x86_64() -> None:
+    own = {c[0] for c in ARM64_CHANGES} | set(ARM64_ALWAYS)
+    facts = {f.name for kind in (Semantics, Form) for f in fields(kind)} - {"name"}
+    for fact in facts - own:
+        for release in RELEASES:
+            assert value(fact, release, "arm64") == value(fact, release), fact
 
 
 def test_the_list_has_every_fact() -> None:
     facts = {f.name for kind in (Semantics, Form) for f in fields(kind)} - {"name"}
-    # Registers are a matter of configuration: see below.
-    assert facts == {c[0] for c in CHANGES} | PROPOSED | {"saves_regs"}
+    assert facts == {c[0] for c in CHANGES} | PROPOSED | set(OF_THE_ARCHITECTURE)
     for version in NAMED:
         mainline = semantics_for(version)
         assert (mainline.direct_refused, mainline.peer_told) == (errno.EBUSY, True)
@@ -84,12 +140,39 @@ def test_the_list_has_every_fact() -> None:
         assert not form_for(version, {}).shows_permanent
 
 
-def test_registers_are_a_matter_of_configuration() -> None:
-    regs = "CONFIG_DYNAMIC_FTRACE_WITH_REGS"
-    for override in (None, "v6.1"):
-        assert choose("6.12.1", {regs: "y"}, override).semantics.saves_regs
-        assert not choose("6.12.1", {"CONFIG_FTRACE": "y"}, override).semantics.saves_regs
-        assert choose("6.12.1", {}, override).semantics.saves_regs
+@pytest.mark.parametrize("arch", ["x86_64", "arm64"])
+@pytest.mark.parametrize(
+    ("fact", "option"),
+    [
+        ("saves_regs", "CONFIG_DYNAMIC_FTRACE_WITH_REGS"),
+        ("direct_calls", "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"),
+        ("kprobes_on_ftrace", "CONFIG_KPROBES_ON_FTRACE"),
+        ("call_ops", "CONFIG_DYNAMIC_FTRACE_WITH_CALL_OPS"),
+    ],
+)
+def test_what_a_kernel_can_do_is_a_matter_of_configuration(
+    arch: str, fact: str, option: str
+) -> None:
+    # No other policy changes it.
+    for override in (None, "v6.1", "v7.3"):
+        assert choose("6.12.1", {option: "y"}, override, arch).fact(fact)
+        assert not choose("6.12.1", {"CONFIG_FTRACE": "y"}, override, arch).fact(fact)
+        unknown = choose("6.12.1", {}, override, arch).fact(fact)
+        assert unknown is value(fact, (6, 12), "arm64" if arch == "arm64" else "x86-64")
+    assert options({option: "y", "CONFIG_X": "m"})[option] == "y"
+    assert options({"CONFIG_X": "m"})[option] == "n"
+    assert options({}) == {}
+    recorded = options({option: "y", "CONFIG_X": "m"})
+    assert choose("6.12.1", recorded, None, arch) == choose("6.12.1", {option: "y"}, None, arch)
+
+
+def test_an_architecture_has_more_than_one_name() -> None:
+    for name in ("arm64", "aarch64"):
+        assert choose("7.2.13", {}, None, name).arch == "arm64"
+    for name in ("x86_64", "x86-64", "amd64"):
+        assert choose("7.2.13", {}, None, name) == choose("7.2.13", {})
+    with pytest.raises(UsageError):
+        choose("7.2.13", {}, None, "riscv")
 
 
 @pytest.mark.parametrize(
@@ -244,6 +327,8 @@ def test_configuration_decides_about_registers() -> None:
         ipmodify_saves_regs=False,
         modified=True,
         jmp=False,
+        call_ops=False,
+        own_trampolines=True,
         direct_ops="function",
         fprobe_shares=False,
         fprobe_saves_regs=True,

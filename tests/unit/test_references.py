@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from debian_archive import Archive
 
+from harness.arch import ARM64, X86_64
 from harness.errors import InfraError, UsageError
 from harness.kernels import apt, debian
 from harness.kernels.apt import Package
@@ -79,7 +80,7 @@ class World:
     def resolve(self, reference: str) -> Kernel:
         store = Store(self.cache)
         try:
-            return resolve(reference, store, self.said.append, root=ROOT)
+            return resolve(reference, store, self.said.append, tools=lambda _: ROOT)
         finally:
             store.close()
 
@@ -253,6 +254,12 @@ def bzimage(release: str) -> bytes:
     return bytes(head)
 
 
+def arm64_image(release: str) -> bytes:
+    head = bytearray(0x400)
+    head[0x38:0x3C] = b"ARM\x64"
+    return bytes(head) + f"Linux version {release} (builder@test) #1 SMP".encode()
+
+
 def test_directory(world: World, tmp_path: Path) -> None:
     directory = tmp_path / "my kernel"
     modules = directory / "lib/modules/9.1.0-mine+"
@@ -281,7 +288,7 @@ def test_directory(world: World, tmp_path: Path) -> None:
 def test_directory_without_or_with_two_kernels(world: World, tmp_path: Path) -> None:
     boot = tmp_path / "two/boot"
     boot.mkdir(parents=True)
-    with pytest.raises(UsageError, match="no x86-64 kernel image"):
+    with pytest.raises(UsageError, match="no x86_64 or arm64 kernel image"):
         world.resolve(f"path:{tmp_path}/two")
     with pytest.raises(UsageError, match="is not a directory"):
         world.resolve(f"path:{tmp_path}/three")
@@ -294,6 +301,8 @@ def test_directory_without_or_with_two_kernels(world: World, tmp_path: Path) -> 
 def test_image_release(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(bzimage("9.1.0"))
-    assert image_release(path) == "9.1.0"
+    assert image_release(path) == ("9.1.0", X86_64)
+    path.write_bytes(arm64_image("9.1.0-cloud-arm64"))
+    assert image_release(path) == ("9.1.0-cloud-arm64", ARM64)
     path.write_bytes(b"MZ" + bytes(2000))
     assert image_release(path) is None

@@ -124,7 +124,7 @@ def work(
         return VmTarget(machine, "", record.console(name))
 
     kernel = warm.kernel
-    chosen = profile.choose(kernel.release, kernel.config)
+    chosen = profile.choose(kernel.release, kernel.config, arch=kernel.arch)
     return Work(kernel.release, chosen, make, catalogue.select(names))
 
 

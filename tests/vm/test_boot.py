@@ -84,7 +84,7 @@ def test_guest_that_does_nothing(
         warm.machine, qemu=other_qemu(warm, tmp_path / "qemu", 'exec "$qemu" "$@" -S'), cpus=2
     )
     target = Hurried(machine, "", tmp_path / "console")
-    chosen = profile.choose(warm.kernel.release, warm.kernel.config)
+    chosen = profile.choose(warm.kernel.release, warm.kernel.config, arch=warm.kernel.arch)
     with Record(tmp_path / "record") as record:
         session = Session(target, "vm0", warm.kernel.release, chosen, record, Programs())
         try:
