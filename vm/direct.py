@@ -12,7 +12,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import KERNEL_OPTIONS, Machine, agent_devices
+from harness.arch import ARM64, X86_64
+
+from .machine import CONSOLE, KERNEL_OPTIONS, Machine, agent_devices
 
 OUTPUT_PORT = "cohabit.output"
 
@@ -41,7 +43,6 @@ class Direct:
     memory: Memory | None = None
 
     name = "direct"
-    sysrq = "break"
     namespaced = False
 
     def cpu_model(self, machine: Machine) -> str:
@@ -49,6 +50,10 @@ class Direct:
         if machine.accelerator.name == "kvm":
             return "host"
         return _CPU_MODELS[machine.arch.name]
+
+    def sysrq(self, machine: Machine) -> tuple[str, ...]:
+        """See Engine; QEMU's ``virt`` has no keyboard."""
+        return ("break", "keyboard") if machine.arch is X86_64 else ("break",)
 
     def agent_command(self, machine: Machine, root: Path) -> list[str]:
         """See Engine; ``root`` is not looked at."""
@@ -63,8 +68,7 @@ class Direct:
             "-kernel", str(self.kernel),
             "-initrd", str(self.initramfs),
             "-append", " ".join([f"console={machine.arch.console}", "panic=-1", *words]),
-            "-chardev", "stdio,id=console,signal=off",
-            "-serial", "chardev:console",
+            "-chardev", f"stdio,id={CONSOLE},signal=off", "-serial", f"chardev:{CONSOLE}",
         ]  # fmt: skip
         if self.memory:
             command += ["-object", json.dumps(self._memory(machine, self.memory))]
@@ -83,9 +87,9 @@ class Direct:
         return command
 
     def _machine(self, machine: Machine) -> str:
-        words = ["q35" if machine.arch.name == "x86_64" else "virt"]
+        words = ["q35" if machine.arch is X86_64 else "virt"]
         words.append(f"accel={machine.accelerator.name}")
-        if machine.arch.name == "arm64" and machine.accelerator.name == "kvm":
+        if machine.arch is ARM64 and machine.accelerator.name == "kvm":
             words.append("gic-version=host")
         if self.memory:
             words.append("memory-backend=memory")

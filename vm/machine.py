@@ -18,6 +18,9 @@ AGENT_PORT = "cohabit.agent"
 AGENT_SOCKET = "agent.sock"
 QMP_SOCKET = "qmp.sock"
 
+#: QEMU's name for the serial port that is the guest's console, where input gets there.
+CONSOLE = "console"
+
 #: Words for every kernel's command line.
 KERNEL_OPTIONS = (
     "loglevel=7",
@@ -58,9 +61,11 @@ class Engine(Protocol):
     def name(self) -> str:
         """What the record calls it."""
 
-    @property
-    def sysrq(self) -> str:
-        """How SysRq reaches the guest: ``keyboard``, or ``break`` on its console."""
+    def sysrq(self, machine: Machine) -> tuple[str, ...]:
+        """How SysRq reaches the guest, the best way first.
+
+        ``break``: by a BREAK on its console and a key; ``keyboard``: by its keyboard.
+        """
 
     @property
     def namespaced(self) -> bool:

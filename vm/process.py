@@ -30,6 +30,7 @@ from harness.errors import InfraError
 
 from . import namespace, virtme
 from .machine import AGENT_SOCKET, QMP_SOCKET, Machine
+from .monitor import Monitor
 
 _PREFIX = "cohabit-vm-"
 #: A virtio-serial port moves a few MB a second under emulation.
@@ -219,6 +220,8 @@ class Process:
         self._console, self._output = outputs if machine.engine.namespaced else outputs[::-1]
         self._pidfd = os.pidfd_open(self._popen.pid)
         self._stack.callback(os.close, self._pidfd)
+        self._sysrq = machine.engine.sysrq(machine)
+        self._monitor: Monitor | None = None
         self._agent: socket.socket | None = None
         self._reader: Reader | None = None
         self._deadline = 0.0
@@ -299,10 +302,23 @@ class Process:
             thread.join(timeout)
         return True
 
+    def monitor(self, patience: float) -> Monitor:
+        """QEMU's monitor, for as long as the VM is there; see Monitor for what it raises."""
+        if self._monitor is None:
+            self._monitor = self._stack.enter_context(Monitor(self._qmp_listener, patience))
+        self._monitor.patience = patience
+        return self._monitor
+
     @property
-    def qmp_listener(self) -> socket.socket:
-        """QEMU's machine protocol: the connection it made waits here."""
-        return self._qmp_listener
+    def sysrq(self) -> tuple[str, ...]:
+        """See vm.machine.Engine."""
+        return self._sysrq
+
+    def type(self, text: str) -> None:
+        """Sends text to the guest's console; raises OSError where that cannot be."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(text.encode())
+        self._popen.stdin.flush()
 
     @property
     def pid(self) -> int:

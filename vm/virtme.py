@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.arch import X86_64
+
 from .machine import AGENT_PORT, KERNEL_OPTIONS, Machine, agent_devices
 from .rootfs import virtiofsd
 
@@ -49,8 +51,6 @@ class Virtme:
     """See vm.machine.Engine."""
 
     name = "virtme"
-    # Its console's serial port is connected to a file: nothing can be sent there.
-    sysrq = "keyboard"
     namespaced = True
 
     def cpu_model(self, machine: Machine) -> str:
@@ -58,6 +58,10 @@ class Virtme:
         if machine.accelerator.name == "kvm":
             return "host"
         return _CPU_MODELS[machine.arch.name]
+
+    def sysrq(self, machine: Machine) -> tuple[str, ...]:
+        """See Engine; the console's serial port is connected to a file: no way in."""
+        return ("keyboard",) if machine.arch is X86_64 else ()
 
     def agent_command(self, machine: Machine, root: Path) -> list[str]:
         """See Engine."""

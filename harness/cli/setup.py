@@ -19,8 +19,7 @@ from harness.kernels.model import Kernel
 from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from harness.target.vm import VmTarget
-from vm import accel, process, qemu, rootfs
-from vm import disks, initramfs
+from vm import accel, disks, initramfs, process, qemu, rootfs
 from vm.direct import Direct
 from vm.machine import GUEST, Accelerator, Engine, Machine
 from vm.virtme import VIRTME
