@@ -261,9 +261,7 @@ def test_another_architecture(world: World) -> None:
     assert runs_on.read_text() == host().debian
     assert world.resolve("debian:9.13", X86_64).arch == "x86_64"
     # Without a word the release says it, and --arch must not say otherwise.
-    assert world.resolve("debian:9.13.1+t-cloud-arm64") == kernel.__class__(
-        **{**vars(kernel), "reference": "debian:9.13.1+t-cloud-arm64"}
-    )
+    assert world.resolve("debian:9.13.1+t-cloud-arm64").tree == kernel.tree
     with pytest.raises(UsageError, match="is for arm64, not for x86_64"):
         world.resolve("debian:9.13.1+t-cloud-arm64", X86_64)
     with pytest.raises(
