@@ -6,6 +6,8 @@
 #include <linux/atomic.h>
 #include <linux/compiler.h>
 #include <linux/ftrace.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/sched.h>
 #include <linux/types.h>
 
@@ -88,13 +90,25 @@ extern const struct cohabit_kind_ops cohabit_kretprobe_kind;
 extern const struct cohabit_kind_ops cohabit_fprobe_kind;
 extern const struct cohabit_kind_ops *const cohabit_kinds[COHABIT_KINDS];
 
+/* One request at a time. */
+extern struct mutex cohabit_lock;
+
 /* tgid of the caller under test; -1: none yet. */
 extern pid_t cohabit_caller;
 
-int cohabit_direct_modify(unsigned int nr, bool alternate);
+/* The trampolines of a slot: two here, and two in cohabit_far.ko. */
+#define COHABIT_ALTERNATES	4
+#define COHABIT_FAR_ALTERNATE	2
+
+int cohabit_direct_modify(unsigned int nr, unsigned int alternate);
+void cohabit_direct_set_far(const unsigned long *tramps, struct module *owner);
 
 int cohabit_lookup_init(void);
 unsigned long cohabit_lookup(const char *name);
+
+long cohabit_ioctl_site(void __user *arg);
+long cohabit_keep_clear(void);
+void cohabit_restore(void);
 
 const struct cohabit_function *cohabit_find_function(const char *name, int *lane);
 void cohabit_wait_for_bodies(void);

@@ -9,7 +9,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define COHABIT_ABI_VERSION	2
+#define COHABIT_ABI_VERSION	3
 #define COHABIT_NAME_LEN	64
 #define COHABIT_MAX_ARGS	8
 #define COHABIT_SLOTS		8	/* of each kind */
@@ -18,6 +18,7 @@
 #define COHABIT_LIVEPATCHES	4	/* cohabit_klp_a to _d */
 #define COHABIT_FMOD_RETS	40
 #define COHABIT_MAX_CALLS	1024	/* of one COHABIT_IOC_CALLS */
+#define COHABIT_VENEER		4	/* instructions of one, at most */
 
 /* The first argument of lane n is this + n, whoever calls it. */
 #define COHABIT_LANE_ARG	0x1000
@@ -48,6 +49,7 @@ enum cohabit_kind {
 #define COHABIT_F_POST		(1u << 2)	/* KPROBE: a post_handler, too */
 #define COHABIT_F_EXIT		(1u << 3)	/* FPROBE: an exit handler, too */
 #define COHABIT_F_OPS_REFUSE	(1u << 4)	/* COHABIT_DIRECT: an ops_func that refuses to share: -EXDEV */
+#define COHABIT_F_FAR		(1u << 5)	/* DIRECT: begins with alternate 2 */
 
 /*
  * COHABIT_IOC_ATTACH: slot SLOT of KIND on NR functions, with one call of the
@@ -64,7 +66,8 @@ struct cohabit_attach {
 
 /*
  * COHABIT_IOC_MODIFY: the attachment in slot SLOT of DIRECT goes over to its
- * first (0) or its other (1) trampoline. The kernel's errno.
+ * first (0) or its other (1) trampoline, or to the first (2) or the other (3) of
+ * those in cohabit_far.ko. The kernel's errno.
  */
 struct cohabit_modify {
 	__u32 slot;
@@ -88,7 +91,7 @@ struct cohabit_stat {
 	__u64 share_self;		/* ops_func calls, by command */
 	__u64 share_peer;
 	__u64 unshare_peer;
-	__u32 via;			/* DIRECT: N of cohabit_direct_tramp_N, of the last call */
+	__u32 via;			/* DIRECT: N of cohabit_direct_tramp_N, or 16 + N of cohabit_far_tramp_N, of the last call */
 	__u32 has_ret;
 };
 
@@ -107,6 +110,22 @@ struct cohabit_stats {
 struct cohabit_address {
 	char func[COHABIT_NAME_LEN];
 	__u64 address;
+};
+
+/*
+ * COHABIT_IOC_SITE (arm64): the call site of FUNC, and what its branch leads to. Every
+ * address is 0 where there is none. ESRCH: no such function, or ftrace has none.
+ */
+struct cohabit_site {
+	char func[COHABIT_NAME_LEN];
+	__u64 address;		/* of the instruction that ftrace rewrites */
+	__u64 caller;		/* ftrace_caller */
+	__u64 trampoline;	/* of the direct call that is registered for FUNC */
+	__u64 ops;		/* the ftrace_ops that is stored before FUNC */
+	__u64 direct_call;	/* what that ops would have called directly */
+	__u32 instruction;
+	__u32 has_ops;		/* 1 this kernel stores one (CONFIG_DYNAMIC_FTRACE_WITH_CALL_OPS) */
+	__u32 veneer[COHABIT_VENEER];	/* instructions that a BL leads to */
 };
 
 enum cohabit_misuse_what {
@@ -169,7 +188,10 @@ struct cohabit_calls {
 #define COHABIT_IOC_STATS	_IOWR('c', 0x44, struct cohabit_stats)
 #define COHABIT_IOC_MODIFY	_IOW('c', 0x46, struct cohabit_modify)
 #define COHABIT_IOC_ADDRESS	_IOWR('c', 0x47, struct cohabit_address)
+#define COHABIT_IOC_SITE	_IOWR('c', 0x4a, struct cohabit_site)
+#define COHABIT_IOC_KEEP_CLEAR	_IO('c', 0x4b)	/* (arm64) takes all free addresses in reach of ours and the kernel's code */
 #define COHABIT_IOC_MISUSE	_IOW('c', 0x4c, struct cohabit_misuse)
+#define COHABIT_IOC_RESTORE	_IO('c', 0x4d)	/* gives them back */
 
 /* On /dev/cohabit_funcs */
 #define COHABIT_IOC_CALLS	_IOW('c', 0x45, struct cohabit_calls)

@@ -2,9 +2,11 @@
 /*
  * Attachers that are a direct trampoline. The trampolines themselves are in
  * direct_<architecture>.S; each counts its call here and returns to the address
- * that ftrace left on the stack, so it can share a function with a livepatch.
- * Each slot has two, so that one can be exchanged for the other.
+ * that ftrace left on the stack (arm64: in x30), so it can share a function with
+ * a livepatch. Each slot has two, so that one can be exchanged for the other, and
+ * two more where cohabit_far.ko is loaded (arm64).
  */
+#include <linux/export.h>
 #include <linux/string.h>
 
 #include "cohabit.h"
@@ -23,6 +25,13 @@ COHABIT_TRAMPS(DECLARE_TRAMP)
 
 /* The first of a slot is at its number, the other one at that + COHABIT_SLOTS. */
 static void (*const tramps[2 * COHABIT_SLOTS])(void) = { COHABIT_TRAMPS(TRAMP) };
+
+/* The same for those of cohabit_far.ko, NULL: it isn't loaded. */
+static const unsigned long *far_tramps;
+static struct module *far_owner;
+
+/* The slots that hold cohabit_far.ko, from when they need it until they are free. */
+static bool holds_far[COHABIT_SLOTS];
 
 /* The address of the trampoline that each slot has now. */
 static unsigned long current_tramp[COHABIT_SLOTS];
@@ -54,6 +63,35 @@ void notrace cohabit_direct_hit(unsigned int tramp, const unsigned long *args)
 		return;
 	cohabit_record_args(target, direct_argument, args);
 	target->seen.via = tramp;
+}
+EXPORT_SYMBOL_GPL(cohabit_direct_hit);
+
+/* For cohabit_far.ko, which comes with @tramps, or goes with NULL. */
+void cohabit_direct_set_far(const unsigned long *tramps, struct module *owner)
+{
+	mutex_lock(&cohabit_lock);
+	far_tramps = tramps;
+	far_owner = owner;
+	mutex_unlock(&cohabit_lock);
+}
+EXPORT_SYMBOL_GPL(cohabit_direct_set_far);
+
+/* The address of a trampoline of slot @nr, 0: there is none of that kind. */
+static unsigned long take_tramp(unsigned int nr, unsigned int alternate)
+{
+	if (alternate < COHABIT_FAR_ALTERNATE)
+		return (unsigned long)tramps[nr + alternate * COHABIT_SLOTS];
+	if (!far_tramps || (!holds_far[nr] && !try_module_get(far_owner)))
+		return 0;
+	holds_far[nr] = true;
+	return far_tramps[nr + (alternate - COHABIT_FAR_ALTERNATE) * COHABIT_SLOTS];
+}
+
+static void drop_far(unsigned int nr)
+{
+	if (holds_far[nr])
+		module_put(far_owner);
+	holds_far[nr] = false;
 }
 
 #if COHABIT_HAS_OPS_FUNC
@@ -114,31 +152,42 @@ static int direct_attach(struct cohabit_slot *slot, u32 flags)
 		return -EOPNOTSUPP;
 #endif
 	}
-	current_tramp[nr] = (unsigned long)tramps[nr];
+	current_tramp[nr] = take_tramp(nr, flags & COHABIT_F_FAR ? COHABIT_FAR_ALTERNATE : 0);
+	if (!current_tramp[nr])
+		return -EADDRNOTAVAIL;
 	ret = cohabit_direct_register(&slot->ops, slot->ips, slot->nr, current_tramp[nr]);
 	/* Such a kernel wants to hear that the trampoline shares, and to be asked again. */
 	if (ret == -EAGAIN && COHABIT_OPS_FL_SHARE && flags & COHABIT_F_OPS_FUNC) {
 		slot->ops.flags |= COHABIT_OPS_FL_SHARE;
 		ret = cohabit_direct_register(&slot->ops, slot->ips, slot->nr, current_tramp[nr]);
 	}
+	if (ret)
+		drop_far(nr);
 	return ret;
 }
 
 static int direct_detach(struct cohabit_slot *slot)
 {
-	return cohabit_direct_unregister(&slot->ops, slot->ips, slot->nr,
-					 current_tramp[slot - direct_slots]);
+	unsigned int nr = slot - direct_slots;
+	int ret = cohabit_direct_unregister(&slot->ops, slot->ips, slot->nr, current_tramp[nr]);
+
+	if (!ret)
+		drop_far(nr);
+	return ret;
 }
 
-/* Lets slot @nr go over to its other (@alternate) or its first trampoline. */
-int cohabit_direct_modify(unsigned int nr, bool alternate)
+/* Lets slot @nr go over to another of its trampolines. */
+int cohabit_direct_modify(unsigned int nr, unsigned int alternate)
 {
 	struct cohabit_slot *slot = &direct_slots[nr];
-	unsigned long tramp = (unsigned long)tramps[alternate ? nr + COHABIT_SLOTS : nr];
+	unsigned long tramp;
 	int ret;
 
 	if (!slot->attached)
 		return -ENOENT;
+	tramp = take_tramp(nr, alternate);
+	if (!tramp)
+		return -EADDRNOTAVAIL;
 	ret = cohabit_direct_exchange(&slot->ops, slot->ips, slot->nr, current_tramp[nr], tramp);
 	if (!ret)
 		current_tramp[nr] = tramp;
@@ -157,7 +206,7 @@ static int direct_detach(struct cohabit_slot *slot)
 	return -EOPNOTSUPP;
 }
 
-int cohabit_direct_modify(unsigned int nr, bool alternate)
+int cohabit_direct_modify(unsigned int nr, unsigned int alternate)
 {
 	return -EOPNOTSUPP;
 }
@@ -165,7 +214,7 @@ int cohabit_direct_modify(unsigned int nr, bool alternate)
 #endif
 
 const struct cohabit_kind_ops cohabit_direct_kind = {
-	.flags = COHABIT_F_OPS_FUNC | COHABIT_F_OPS_REFUSE,
+	.flags = COHABIT_F_OPS_FUNC | COHABIT_F_OPS_REFUSE | COHABIT_F_FAR,
 	.slots = direct_slots,
 	.attach = direct_attach,
 	.detach = direct_detach,

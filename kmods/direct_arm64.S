@@ -1,6 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The direct trampolines of arm64, two a slot. See direct.c. */
+/*
+ * The direct trampolines of arm64, two a slot; included by far_arm64.S, which makes
+ * the same once more. See direct.c.
+ */
 #include <linux/linkage.h>
+#include <linux/version.h>
+
+#ifndef COHABIT_TRAMP
+#define COHABIT_TRAMP(nr)	cohabit_direct_tramp_##nr
+#define COHABIT_TRAMP_NUMBER(nr)	nr
+#endif
+
+/* As in compat.h. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
 
 /*
  * Entered by the traced function's BL, or by a BR X17 of ftrace's own
@@ -24,7 +36,7 @@
 	stp	x4, x5, [sp, #48]
 	stp	x6, x7, [sp, #64]
 	str	x8, [sp, #80]
-	mov	w0, #\nr
+	mov	w0, #(\nr)
 	add	x1, sp, #16
 	bl	cohabit_direct_hit
 	ldp	x0, x1, [sp, #16]
@@ -39,9 +51,9 @@
 
 /* SYM_START and not SYM_FUNC_START: the latter brings a landing pad of its own. */
 #define TRAMP(nr)						\
-	SYM_START(cohabit_direct_tramp_##nr, SYM_L_GLOBAL, .balign 16) ; \
-	DIRECT_TRAMP nr ;					\
-	SYM_FUNC_END(cohabit_direct_tramp_##nr)
+	SYM_START(COHABIT_TRAMP(nr), SYM_L_GLOBAL, .balign 16) ;	\
+	DIRECT_TRAMP COHABIT_TRAMP_NUMBER(nr) ;			\
+	SYM_FUNC_END(COHABIT_TRAMP(nr))
 
 	.text
 TRAMP(0)
@@ -60,3 +72,5 @@ TRAMP(12)
 TRAMP(13)
 TRAMP(14)
 TRAMP(15)
+
+#endif

@@ -16,7 +16,7 @@
 
 #include "cohabit.h"
 
-static DEFINE_MUTEX(cohabit_lock);
+DEFINE_MUTEX(cohabit_lock);
 
 pid_t cohabit_caller = -1;
 
@@ -138,7 +138,7 @@ static long ioctl_modify(void __user *arg)
 		return -EFAULT;
 	if (req.slot >= COHABIT_SLOTS)
 		return -EBADSLT;
-	if (req.alternate > 1)
+	if (req.alternate >= COHABIT_ALTERNATES)
 		return -EBADRQC;
 	return cohabit_direct_modify(req.slot, req.alternate);
 }
@@ -190,6 +190,13 @@ static long locked_ioctl(unsigned int cmd, void __user *arg)
 		return ioctl_modify(arg);
 	case COHABIT_IOC_ADDRESS:
 		return ioctl_address(arg);
+	case COHABIT_IOC_SITE:
+		return cohabit_ioctl_site(arg);
+	case COHABIT_IOC_KEEP_CLEAR:
+		return cohabit_keep_clear();
+	case COHABIT_IOC_RESTORE:
+		cohabit_restore();
+		return 0;
 	case COHABIT_IOC_MISUSE:
 		return cohabit_ioctl_misuse(arg);
 	}
@@ -236,6 +243,7 @@ static void __exit cohabit_exit(void)
 	unsigned int kind, slot;
 
 	misc_deregister(&cohabit_device);
+	cohabit_restore();
 	cohabit_wait_for_bodies();
 	synchronize_rcu_tasks();
 	for (kind = 0; kind < COHABIT_KINDS; kind++)

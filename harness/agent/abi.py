@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from typing import Optional
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 NAME_LEN = 64
 MAX_ARGS = 8
 SLOTS = 8
@@ -15,6 +15,7 @@ LANES = 128
 LIVEPATCHES = 4
 FMOD_RETS = 40
 MAX_CALLS = 1024
+VENEER = 4
 
 ERRNO_BASE = 200
 TAG_ORIGINAL = 1
@@ -34,6 +35,7 @@ F_OPS_FUNC = 2
 F_POST = 4
 F_EXIT = 8
 F_OPS_REFUSE = 16
+F_FAR = 32
 
 #: By their names in scenarios (harness/scenario/steps.py: MISUSES).
 MISUSES = {
@@ -112,7 +114,7 @@ class Attach(ctypes.Structure):
 
 
 class Modify(ctypes.Structure):
-    """struct cohabit_modify"""
+    """struct cohabit_modify; ``alternate`` is 0 or 1, or 2 or 3 for those that are far."""
 
     _fields_ = [("slot", ctypes.c_uint32), ("alternate", ctypes.c_uint32)]
 
@@ -151,6 +153,22 @@ class Address(ctypes.Structure):
     """struct cohabit_address"""
 
     _fields_ = [("func", ctypes.c_char * NAME_LEN), ("address", ctypes.c_uint64)]
+
+
+class Site(ctypes.Structure):
+    """struct cohabit_site"""
+
+    _fields_ = [
+        ("func", ctypes.c_char * NAME_LEN),
+        ("address", ctypes.c_uint64),
+        ("caller", ctypes.c_uint64),
+        ("trampoline", ctypes.c_uint64),
+        ("ops", ctypes.c_uint64),
+        ("direct_call", ctypes.c_uint64),
+        ("instruction", ctypes.c_uint32),
+        ("has_ops", ctypes.c_uint32),
+        ("veneer", ctypes.c_uint32 * VENEER),
+    ]
 
 
 class Misuse(ctypes.Structure):
@@ -216,7 +234,10 @@ IOC_STATS = _ioc(_READ | _WRITE, 0x44, ctypes.sizeof(Stats))
 IOC_CALLS = _ioc(_WRITE, 0x45, ctypes.sizeof(Calls))
 IOC_MODIFY = _ioc(_WRITE, 0x46, ctypes.sizeof(Modify))
 IOC_ADDRESS = _ioc(_READ | _WRITE, 0x47, ctypes.sizeof(Address))
+IOC_SITE = _ioc(_READ | _WRITE, 0x4A, ctypes.sizeof(Site))
+IOC_KEEP_CLEAR = _ioc(_NONE, 0x4B, 0)
 IOC_MISUSE = _ioc(_WRITE, 0x4C, ctypes.sizeof(Misuse))
+IOC_RESTORE = _ioc(_NONE, 0x4D, 0)
 IOC_RELEASE = _ioc(_NONE, 0x48, 0)
 IOC_HELD = _ioc(_READ, 0x49, ctypes.sizeof(ctypes.c_uint32))
 

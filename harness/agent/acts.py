@@ -72,6 +72,10 @@ class Acts:
             "held": outcome.held,
         }
 
+    def sites(self, functions: list[str]) -> dict[str, dict[str, Any]]:
+        """The call site of each function: see Control.site."""
+        return {name: self._module().site(name) for name in functions}
+
     def _module(self) -> Control:
         if self._control is None:
             raise ValueError("the control module is not loaded")
@@ -123,7 +127,8 @@ class Acts:
         if kind == "kprobe-multi":
             return MultiAttachment(identity, functions, slot, self._bpf(), self._module())
         if kind in KMOD_KINDS:
-            return KmodAttachment(identity, kind, functions, slot, self._module())
+            far = bool(act.get("far"))
+            return KmodAttachment(identity, kind, functions, slot, self._module(), far)
         raise ValueError("no such attacher: %r" % kind)
 
     def _do_detach(self, act: dict[str, Any]) -> Outcome:

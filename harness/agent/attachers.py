@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
-from . import abi
+from . import abi, system
 
 #: By attacher: kind and flags of cohabit.ko.
 KMOD_KINDS = {
@@ -30,6 +30,10 @@ KMOD_KINDS = {
     "fprobe": (abi.KIND_FPROBE, 0),
     "fprobe-exit": (abi.KIND_FPROBE, abi.F_EXIT),
 }
+
+#: The module with trampolines that are far from everything, and the first of a slot's there.
+FAR_MODULE = "cohabit_far"
+FAR_ALTERNATE = 2
 
 #: struct cohabit_stat: kind, slot, index, nr_args; hits, others; args[]; ret; the
 #: three kinds of ops_func calls; via, has_ret.
@@ -106,6 +110,40 @@ class Control:
         found = abi.Address(func=function.encode())
         return self.request(abi.IOC_ADDRESS, found), int(found.address)
 
+    def site(self, function: str) -> dict[str, Any]:
+        """A function's call site, as struct cohabit_site has it; ``errno`` alone where it failed.
+
+        ``ops`` is None on a kernel that stores none.
+        """
+        found = abi.Site(func=function.encode())
+        error = self.request(abi.IOC_SITE, found)
+        if error:
+            return {"errno": error}
+        return {
+            "address": found.address,
+            "caller": found.caller,
+            "trampoline": found.trampoline,
+            "ops": found.ops if found.has_ops else None,
+            "direct_call": found.direct_call,
+            "instruction": found.instruction,
+            "veneer": list(found.veneer),
+        }
+
+    def load_far(self) -> int:
+        """Loads the far trampolines, out of reach of all code; the errno, 0 also if they are there.
+
+        With every address in reach taken, the module loader has to go elsewhere.
+        """
+        if system.module_loaded(FAR_MODULE):
+            return 0
+        error = self.request(abi.IOC_KEEP_CLEAR, 0)
+        if error:
+            return error
+        try:
+            return system.load_module(system.kmod(FAR_MODULE))
+        finally:
+            self.request(abi.IOC_RESTORE, 0)
+
     def _read(self, reset: bool) -> bytes:
         size = STAT.size * sum(len(a.functions) for a in self.attached.values())
         if not size:
@@ -145,11 +183,20 @@ class KmodAttachment(Attachment):
     """Something that the control module registers, on all its functions with one call."""
 
     def __init__(
-        self, identity: str, kind: str, functions: list[str], slot: int, control: Control
+        self,
+        identity: str,
+        kind: str,
+        functions: list[str],
+        slot: int,
+        control: Control,
+        far: bool = False,
     ) -> None:
         super().__init__(identity, kind, functions, slot)
         self._control = control
+        self._far = far
         number, flags = KMOD_KINDS[kind]
+        if far:
+            flags |= abi.F_FAR
         self._names = abi.names(functions)
         self._argument = abi.Attach(
             kind=number,
@@ -161,6 +208,8 @@ class KmodAttachment(Attachment):
 
     def attach(self, deadline: float, wait: bool) -> Outcome:
         """See Attachment."""
+        if self._far and (error := self._control.load_far()):
+            return Outcome(error, "loading " + FAR_MODULE)
         error = self._control.request(abi.IOC_ATTACH, self._argument)
         if not error:
             self._control.attached[self._argument.kind, self.slot] = self
@@ -174,6 +223,8 @@ class KmodAttachment(Attachment):
         return Outcome(error)
 
     def modify(self, alternate: int) -> Outcome:
-        """Makes a direct attachment go through its other (1) or its first (0) trampoline."""
+        """Makes a direct attachment go through another of its trampolines: see abi.Modify."""
+        if alternate >= FAR_ALTERNATE and (error := self._control.load_far()):
+            return Outcome(error, "loading " + FAR_MODULE)
         argument = abi.Modify(slot=self.slot, alternate=alternate)
         return Outcome(self._control.request(abi.IOC_MODIFY, argument))

@@ -128,11 +128,13 @@ class Service:
         functions: list[str],
         context: str = "process",
         watch: bool = False,
+        sites: bool = False,
     ) -> dict[str, Any]:
         """Does acts one after the other, whatever each gives; then observes once.
 
         ``results`` has what each gave; ``watched``, with ``watch``, what was to be seen in
-        the registry meanwhile.
+        the registry meanwhile; ``sites``, with ``sites``, the functions' call sites
+        (Control.site).
         """
         _, observer, doer = self._parts()
         if watch:
@@ -141,7 +143,8 @@ class Service:
             watched = {"watched": watching.result()}
         else:
             results, watched = [doer.act(act) for act in acts], {}
-        return {"results": results, **watched, **observer.observe(functions, context)}
+        seen = {"sites": doer.sites(functions)} if sites else {}
+        return {"results": results, **watched, **seen, **observer.observe(functions, context)}
 
     def do_observe(self, functions: list[str]) -> dict[str, Any]:
         """Observes without acting."""

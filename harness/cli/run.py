@@ -210,7 +210,8 @@ def _works(
 
 
 def _decoder(setup: Setup, kernel: Kernel, modules: Path, mountpoint: Path) -> decode.Decoder:
-    return decode.of_kernel(kernel, modules, rootfs.builder_root(setup.store, say), mountpoint)
+    builder = rootfs.builder_root(setup.store, say, ARCHES[kernel.arch])
+    return decode.of_kernel(kernel, modules, builder, mountpoint)
 
 
 def perform(

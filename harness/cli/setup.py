@@ -20,11 +20,14 @@ from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from harness.kernels.trees import Tree
 from harness.target.vm import VmTarget
-from vm import accel, process, qemu, rootfs
-from vm.machine import GUEST, Accelerator, Machine
+from vm import accel, disks, initramfs, process, qemu, rootfs
+from vm.direct import Direct
+from vm.machine import GUEST, Accelerator, Engine, Machine
+from vm.virtme import VIRTME
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: By architecture; arm64 had no livepatch, nor fprobes, when 6.12 was made.
+ENGINES = ("virtme", "direct")
 DEFAULT_KERNELS = {"x86_64": "debian:6.12", "arm64": "debian:7.2"}
 
 
@@ -48,6 +51,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
     )
+    group.add_argument(
+        "--engine", choices=ENGINES, default="virtme",
+        help="what boots a VM: virtme-ng, or QEMU directly (then with snapshots)",
+    )  # fmt: skip
+    group.add_argument(
+        "--snapshots", action=argparse.BooleanOptionalAction, default=True,
+        help="with the engine direct: boot once, restore that state for each VM (default: yes)",
+    )  # fmt: skip
 
 
 def add_arch_option(parser: argparse._ActionsContainer) -> None:
@@ -130,6 +141,8 @@ class Setup:
     options: build.Options = field(default_factory=build.Options)
     tree_words: tuple[str, ...] = ()
     arches: tuple[Arch, ...] = ()
+    engine: str = "virtme"
+    snapshots: bool = True
     _chosen: dict[str, tuple[Accelerator, qemu.Qemu]] = field(default_factory=dict, init=False)
     _roots: dict[str, Path] = field(default_factory=dict, init=False)
     _tools: dict[str, Path] = field(default_factory=dict, init=False)
@@ -146,7 +159,10 @@ class Setup:
         store = Store(default_root())
         if len(args.arches) == 1:
             options = dataclasses.replace(options, arch=args.arches[0].name)
-        return cls(store, args.accel, args.cpus, args.memory, options, (*words,), args.arches)
+        return cls(
+            store, args.accel, args.cpus, args.memory, options, (*words,), args.arches,
+            args.engine, args.snapshots,
+        )  # fmt: skip
 
     @property
     def arch(self) -> Arch:
@@ -233,12 +249,14 @@ class Setup:
                 "QEMU before 8.1 kills emulated guests with several vCPUs that patch code",
                 "leave out --cpus, or unset COHABIT_QEMU",
             )
+        shares = (
+            (REPOSITORY / "harness" / "agent", "cohabit/agent"),
+            (self.kmods(kernel), "cohabit/kmods"),
+        )
         return Machine(
+            engine=self._direct(kernel, shares) if self.engine == "direct" else VIRTME,
             layers=(GUEST, kernel.tree, self.root(arch)),
-            shares=(
-                (REPOSITORY / "harness" / "agent", "cohabit/agent"),
-                (self.kmods(kernel), "cohabit/kmods"),
-            ),
+            shares=shares,
             image=str(kernel.image.relative_to(kernel.tree)),
             qemu=program.binary,
             tools=self.tools(arch),
@@ -250,6 +268,18 @@ class Setup:
             arch=arch,
             boot=boot,
         )
+
+    def _direct(self, kernel: Kernel, shares: tuple[tuple[Path, str], ...]) -> Engine:
+        arch = ARCHES[kernel.arch]
+        root, tools = self.root(arch), self.tools(arch)
+        content = initramfs.content(
+            initramfs.busybox(root), initramfs.modules(kernel.modules), (GUEST,), shares
+        )
+        archive = initramfs.stored(content, self.store, say)
+        label = f"{kernel.release}'s files"
+        tree = disks.disk(self.store, say, kernel.tree, "usr", tools, label)
+        lowest = disks.disk(self.store, say, root, "", tools, f"the guest root for {arch.name}")
+        return Direct(kernel.image, archive, (tree, lowest))
 
     def target(self, kernel: Kernel, console: Path, boot: tuple[str, ...] = ()) -> VmTarget:
         """A VM, not started; ``boot``: see Machine."""

@@ -17,8 +17,6 @@ from vm.process import GuestGoneError, GuestSilentError, Process
 from .console import Console
 from .protocol import TargetAbortedError, TargetGoneError, TargetSilentError
 
-ENGINE = "virtme"
-
 
 class VmTarget:
     """See harness.target.protocol.Target; ``console`` is where the console is recorded."""
@@ -45,7 +43,7 @@ class VmTarget:
                 raise TargetAbortedError
             self._process = Process(self._machine, self._console.feed)
         return {
-            "engine": ENGINE,
+            "engine": self._machine.engine.name,
             "accel": self._machine.accelerator.name,
             "accel_why": self._machine.accelerator.why,
             "qemu": self._qemu_version,

@@ -31,6 +31,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "cohabit_stat": abi.Stat,
     "cohabit_stats": abi.Stats,
     "cohabit_address": abi.Address,
+    "cohabit_site": abi.Site,
     "cohabit_misuse": abi.Misuse,
     "cohabit_info": abi.Info,
     "cohabit_call": abi.Call,
