@@ -32,6 +32,7 @@ from harness.run.schedule import Schedule, Work
 from harness.scenario import catalogue
 from harness.scenario.parse import scenario_from_json
 from harness.scenario.steps import Scenario
+from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
 from vm import rootfs
 
@@ -175,7 +176,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def _works(
     setup: Setup, kernels: Iterable[tuple[str, Kernel]], scenarios: Sequence[Scenario],
-    override: str | None, record: Record,
+    override: str | None, record: Record, programs: Programs,
 ) -> tuple[list[Work], list[Booted]]:  # fmt: skip
     works: list[Work] = []
     booted: list[Booted] = []
@@ -195,10 +196,17 @@ def _works(
             options=list(kernel.options),
         )  # fmt: skip
 
-        def make(name: str, kernel: Kernel = kernel) -> VmTarget:
-            return setup.target(kernel, record.console(name))
+        template = setup.template(kernel, programs, record.note)
 
-        works.append(Work(kernel.release, chosen_profile, make, scenarios, kernel.notes))
+        def make(
+            name: str, kernel: Kernel = kernel, template: Template | None = template
+        ) -> VmTarget:
+            return setup.target(kernel, record.console(name), template=template)
+
+        def make_cold(name: str, kernel: Kernel = kernel) -> VmTarget:
+            return setup.target(kernel, record.console(name), why="to confirm a failure")
+
+        works.append(Work(kernel.release, chosen_profile, make, scenarios, kernel.notes, make_cold))
         booted.append(Booted(kernel, setup.kmods(kernel)))
     return works, booted
 
@@ -229,8 +237,8 @@ def perform(
         )
         interrupted = False
         try:
-            works, booted = _works(setup, kernels, scenarios, override, record)
             programs = Programs(setup.store.state)
+            works, booted = _works(setup, kernels, scenarios, override, record, programs)
             Schedule(works, record, _jobs(args.jobs), args.together, programs).run()
             decode_reports(record, progress.model, booted, functools.partial(_decoder, setup))
         except KeyboardInterrupt:
