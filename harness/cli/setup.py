@@ -7,7 +7,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +20,16 @@ from harness.kernels.model import Kernel
 from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from harness.kernels.trees import Tree
+from harness.run.programs import Programs
+from harness.run.template import KernelTemplate
+from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
 from vm import accel, disks, initramfs, process, qemu, rootfs
 from vm.direct import Direct
 from vm.machine import GUEST, Accelerator, Engine, Machine
 from vm.virtme import VIRTME
+
+Say = Callable[[str], None]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: By architecture; arm64 had no livepatch, nor fprobes, when 6.12 was made.
@@ -146,6 +152,8 @@ class Setup:
     _chosen: dict[str, tuple[Accelerator, qemu.Qemu]] = field(default_factory=dict, init=False)
     _roots: dict[str, Path] = field(default_factory=dict, init=False)
     _tools: dict[str, Path] = field(default_factory=dict, init=False)
+    _machines: dict[tuple[str, tuple[str, ...]], Machine] = field(default_factory=dict, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Setup:
@@ -242,6 +250,13 @@ class Setup:
 
     def machine(self, kernel: Kernel, boot: tuple[str, ...] = ()) -> Machine:
         """A VM for that kernel, modules and agent in place; ``boot``: see Machine."""
+        key = (str(kernel.image), boot)
+        with self._lock:
+            if key not in self._machines:
+                self._machines[key] = self._machine(kernel, boot)
+            return self._machines[key]
+
+    def _machine(self, kernel: Kernel, boot: tuple[str, ...]) -> Machine:
         arch = ARCHES[kernel.arch]
         accelerator, program = self.accelerator(kernel)
         if accelerator.name == "tcg" and self.cpus > 1 and not program.safe_with_tcg:
@@ -281,8 +296,28 @@ class Setup:
         lowest = disks.disk(self.store, say, root, "", tools, f"the guest root for {arch.name}")
         return Direct(kernel.image, archive, (tree, lowest))
 
-    def target(self, kernel: Kernel, console: Path, boot: tuple[str, ...] = ()) -> VmTarget:
-        """A VM, not started; ``boot``: see Machine."""
+    def target(
+        self,
+        kernel: Kernel,
+        console: Path,
+        boot: tuple[str, ...] = (),
+        template: Template | None = None,
+        why: str = "",
+    ) -> VmTarget:
+        """A VM, not started; ``boot``: see Machine; ``template`` and ``why``: see VmTarget."""
         _, program = self.accelerator(kernel)
         version = ".".join(str(part) for part in program.version)
-        return VmTarget(self.machine(kernel, boot), version, console)
+        return VmTarget(self.machine(kernel, boot), version, console, template, why)
+
+    def template(
+        self, kernel: Kernel, programs: Programs, say: Say, boot: tuple[str, ...] = ()
+    ) -> Template | None:
+        """What VMs for that kernel are restored from, None where all of them boot.
+
+        ``programs``: compiled BPF programs; ``say`` takes what is told of its making.
+        """
+        if self.engine != "direct" or not self.snapshots:
+            return None
+        _, program = self.accelerator(kernel)
+        machine = self.machine(kernel, boot)
+        return KernelTemplate(machine, program.version, kernel, programs, self.store, say)
