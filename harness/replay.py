@@ -202,13 +202,13 @@ def gathered(events: Iterable[Mapping[str, Any]]) -> Run:
 def _kernel(event: Mapping[str, Any], facts: Mapping[str, Any]) -> Kernel:
     """The kernel with the profile that the run had.
 
-    An old record has no configuration, but what the agent found, of x86-64 kernels: there
+    An old record, of an x86-64 kernel, has no configuration, but what the agent found: there
     all registers can be saved wherever ftrace is dynamic.
     """
     release = event["release"]
     overridden = event["profile_why"] == "--profile"
     config = event.get("config", {})
-    if not config and "livepatch_save_regs" in facts:
+    if "config" not in event and "livepatch_save_regs" in facts:
         config = {
             "CONFIG_DYNAMIC_FTRACE_WITH_ARGS": "n" if facts["livepatch_save_regs"] else "y",
             "CONFIG_DYNAMIC_FTRACE_WITH_REGS": "y",

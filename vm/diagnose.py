@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import socket
-from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable
 
-from qemu.qmp import QMPClient, QMPError
-
+from .machine import CONSOLE
+from .monitor import TROUBLE, Monitor, NotConnectedError, RefusedError
 from .process import Process
 
 #: SysRq keys and their answers (drivers/tty/sysrq.c: sysrq_showallcpus_op,
@@ -26,74 +22,56 @@ Waiter = Callable[[tuple[str, ...], float], bool]
 def backtraces(process: Process, wait_for: Waiter, patience: float) -> list[str]:
     """Makes the kernel show every CPU's backtrace on its console.
 
-    First by SysRq on the keyboard, which needs interrupts (drivers/tty/sysrq.c:
-    sysrq_filter); where that has no effect, by an NMI, which needs nothing and ends
-    the kernel.  ``wait_for(texts, seconds)`` tells whether the console showed one of
-    them; no wait here is longer than ``patience`` seconds.  Returns where QEMU says
-    each CPU was, one line a CPU, which needs no kernel at all; or why that is not known.
+    First by SysRq, which needs interrupts: a BREAK and a key on the console
+    (include/linux/serial_core.h: uart_handle_break), or a keyboard (drivers/tty/sysrq.c:
+    sysrq_filter), whatever this guest has.  Where that has no effect, by an NMI, which needs
+    nothing and ends the kernel; QEMU's arm64 machine has none.  ``wait_for(texts, seconds)``
+    tells whether the console showed one of them; no wait here is longer than ``patience``
+    seconds.  Returns where QEMU says each CPU was, one line a CPU, which needs no kernel at
+    all; or why that is not known.
     """
-    connection = _accept(process.qmp_listener, patience)
-    if connection is None:
-        return ["QEMU's monitor did not connect"]
     lines: list[str] = []
     try:
-        with connection, _Monitor(connection, patience) as monitor:
-            registers = monitor.ask("human-monitor-command", {"command-line": "info registers -a"})
-            lines += _positions(str(registers))
-            for key, answer in SHOWN.items():
-                monitor.ask("send-key", {"keys": _keys("alt", "sysrq", key)})
-                if not wait_for((answer,), patience):
-                    monitor.ask("inject-nmi")
-                    if not wait_for(NMI_SEEN, patience):
-                        lines.append("the kernel answered neither SysRq nor an NMI")
-                    break
-    except (OSError, EOFError, TimeoutError, QMPError) as error:
+        monitor = process.monitor(patience)
+        registers = monitor.ask("human-monitor-command", {"command-line": "info registers -a"})
+        lines += _positions(str(registers))
+        way = None
+        for key, answer in SHOWN.items():
+            ways = process.sysrq if way is None else (way,)
+            answers = (w for w in ways if _answers(process, monitor, w, key, answer, wait_for))
+            way = next(answers, None)
+            if way is None:
+                lines += _by_nmi(monitor, wait_for)
+                break
+    except NotConnectedError:
+        lines.append("QEMU's monitor did not connect")
+    except RefusedError as refused:
+        lines.append(f"QEMU's monitor: {refused}")
+    except TROUBLE as error:
         lines.append(f"QEMU's monitor does not answer ({type(error).__name__})")
     return lines
 
 
-class _Monitor:
-    """QEMU's machine protocol on a connected socket; every wait has an end."""
-
-    def __init__(self, connection: socket.socket, patience: float) -> None:
-        self._patience = patience
-        self._runner = asyncio.Runner()
-        self._client = QMPClient()
-        self._connection = connection
-
-    def _wait(self, what: Coroutine[Any, Any, object]) -> object:
-        return self._runner.run(asyncio.wait_for(what, self._patience))
-
-    def __enter__(self) -> Self:
-        try:
-            self._wait(self._client.connect(self._connection))
-        except BaseException:
-            self._runner.close()
-            raise
-        return self
-
-    def ask(self, command: str, arguments: dict[str, object] | None = None) -> object:
-        """A command's answer."""
-        return self._wait(self._client.execute(command, arguments))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._wait(self._client.disconnect())
-        finally:
-            self._runner.close()
+def _answers(
+    process: Process, monitor: Monitor, way: str, key: str, answer: str, wait_for: Waiter
+) -> bool:
+    """Presses a SysRq key in one of Engine.sysrq's ways; whether the kernel answered."""
+    if way == "break":
+        monitor.ask("chardev-send-break", {"id": CONSOLE})
+        process.type(key)
+    else:
+        monitor.ask("send-key", {"keys": _keys("alt", "sysrq", key)})
+    return wait_for((answer,), monitor.patience)
 
 
-def _accept(listener: socket.socket, patience: float) -> socket.socket | None:
-    listener.settimeout(patience)
+def _by_nmi(monitor: Monitor, wait_for: Waiter) -> list[str]:
     try:
-        return listener.accept()[0]
-    except TimeoutError:
-        return None
+        monitor.ask("inject-nmi")
+    except RefusedError:
+        return ["the kernel did not answer SysRq, and this machine has no NMI"]
+    if wait_for(NMI_SEEN, monitor.patience):
+        return []
+    return ["the kernel answered neither SysRq nor an NMI"]
 
 
 def _keys(*codes: str) -> list[dict[str, str]]:

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a virtual machine is asked to be, and how virtme-ng is told."""
+"""What a virtual machine is asked to be; an engine says how QEMU is told."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from harness.arch import X86_64, Arch
 
-from .rootfs import virtiofsd
-
-#: Stand-ins for programs that virtme-ng asks on the host.
-TOOLS = Path(__file__).resolve().parent / "tools"
 #: What of the guest's root file system is ours.
 GUEST = Path(__file__).resolve().parent / "guest"
 
@@ -22,16 +18,27 @@ AGENT_PORT = "cohabit.agent"
 AGENT_SOCKET = "agent.sock"
 QMP_SOCKET = "qmp.sock"
 
-#: What virtme-ng 1.42 chooses under emulation (virtme/architectures.py).
-_CPU_MODELS = {"x86_64": "max", "arm64": "cortex-a57"}
+#: QEMU's name for the serial port that is the guest's console, where input gets there.
+CONSOLE = "console"
 
-_KERNEL_OPTIONS = (
+#: Words for every kernel's command line.
+KERNEL_OPTIONS = (
     "loglevel=7",
     # For the keys that make the kernel show where its CPUs are.
     "sysrq_always_enabled",
     # An injected NMI then says where the CPU was, when SysRq no longer does.
     "unknown_nmi_panic",
 )
+
+
+def agent_devices() -> list[str]:
+    """QEMU's options for the agent's port and for the monitor."""
+    return [
+        "-chardev", f"socket,id=cohabit,path={AGENT_SOCKET}",
+        "-device", "virtio-serial-pci,id=cohabit0",
+        "-device", f"virtserialport,bus=cohabit0.0,chardev=cohabit,name={AGENT_PORT}",
+        "-chardev", f"socket,id=qmp,path={QMP_SOCKET}", "-mon", "chardev=qmp,mode=control",
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,37 @@ class Accelerator:
         return 1.0 if self.name == "kvm" else 10.0
 
 
+class Engine(Protocol):
+    """A way to boot a machine."""
+
+    @property
+    def name(self) -> str:
+        """What the record calls it."""
+
+    def sysrq(self, machine: Machine) -> tuple[str, ...]:
+        """How SysRq reaches the guest, the best way first.
+
+        ``break``: by a BREAK on its console and a key; ``keyboard``: by its keyboard.
+        """
+
+    @property
+    def namespaced(self) -> bool:
+        """Whether it runs in a namespace of its own, with the guest's files mounted in it.
+
+        Its console then comes on standard error, otherwise on standard output; what the
+        agent says comes on the other one.
+        """
+
+    def cpu_model(self, machine: Machine) -> str:
+        """The CPU model that the guest gets."""
+
+    def agent_command(self, machine: Machine, root: Path) -> list[str]:
+        """The argv that boots the guest with the agent on a virtio-serial port.
+
+        ``root`` is where its files are mounted, if they are.
+        """
+
+
 @dataclass(frozen=True)
 class Machine:
     """One VM, before it is started.
@@ -58,6 +96,7 @@ class Machine:
     kernel's command line.
     """
 
+    engine: Engine
     layers: tuple[Path, ...]
     shares: tuple[tuple[Path, str], ...]
     image: str
@@ -71,51 +110,10 @@ class Machine:
     boot: tuple[str, ...] = ()
 
     @property
-    def programs(self) -> tuple[Path, ...]:
-        """Directories with the programs that virtme-ng looks for in PATH."""
-        return (TOOLS, virtiofsd(self.tools).parent)
-
-    @property
     def cpu_model(self) -> str:
-        """The CPU model that virtme-ng gives this guest."""
-        return "host" if self.accelerator.name == "kvm" else _CPU_MODELS[self.arch.name]
-
-    def _common(self, root: Path) -> list[str]:
-        # virtme-ng's two programs stand beside the interpreter of our environment.
-        command = [
-            str(Path(sys.executable).parent / "vng"),
-            "--root", str(root),
-            "--run", str(root / self.image),
-            "--qemu", str(self.qemu),
-            "--user", "root",
-            "--cpus", str(self.cpus),
-            "--memory", f"{self.memory_mb}M",
-        ]  # fmt: skip
-        if self.accelerator.name != "kvm":
-            command.append("--disable-kvm")
-        if not self.posix_acl:
-            command.append("--no-root-posix-acl")
-        if not self.arch.native:
-            command += ["--arch", self.arch.name]
-        for word in self.boot:
-            command += ["--append", word]
-        return command
+        """The CPU model that its engine gives this guest."""
+        return self.engine.cpu_model(self)
 
     def agent_command(self, root: Path) -> list[str]:
         """The argv that boots the guest, with the agent on a virtio-serial port."""
-        command = self._common(root)
-        for option in _KERNEL_OPTIONS:
-            command += ["--append", option]
-        devices = (
-            f"-chardev socket,id=cohabit,path={AGENT_SOCKET}",
-            f"-device virtio-serial-pci,id=cohabit0 -device virtserialport,bus=cohabit0.0,"
-            f"chardev=cohabit,name={AGENT_PORT}",
-            f"-chardev socket,id=qmp,path={QMP_SOCKET} -mon chardev=qmp,mode=control",
-        )
-        command += [f"--qemu-opts={' '.join(devices)}", "--verbose"]
-        agent = f"cd /cohabit && exec python3 -E -s -m agent /dev/virtio-ports/{AGENT_PORT}"
-        return [*command, "--exec", agent]
-
-    def shell_command(self, root: Path, command: str | None = None) -> list[str]:
-        """The argv that boots the guest for a person, on this terminal."""
-        return [*self._common(root), *(("--exec", command) if command else ())]
+        return self.engine.agent_command(self, root)

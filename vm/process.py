@@ -28,8 +28,9 @@ from harness.agent.channel import ChannelError, Reader, pack
 from harness.arch import host
 from harness.errors import InfraError
 
-from . import namespace
+from . import namespace, virtme
 from .machine import AGENT_SOCKET, QMP_SOCKET, Machine
+from .monitor import Monitor
 
 _PREFIX = "cohabit-vm-"
 #: A virtio-serial port moves a few MB a second under emulation.
@@ -92,7 +93,7 @@ class Scratch:
     def environment(self, machine: Machine) -> dict[str, str]:
         """virtme-ng leaves its temporary files and its settings in here, not at home."""
         environment = Path(sys.executable).parent
-        path = [*(str(p) for p in (*machine.programs, environment))]
+        path = [*(str(p) for p in (*virtme.programs(machine), environment))]
         return {
             "PATH": ":".join([*path, os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]),
             "HOME": str(self.path / "home"),
@@ -105,7 +106,9 @@ class Scratch:
         }
 
     def wrap(self, machine: Machine, command: list[str]) -> list[str]:
-        """The command in a namespace of its own that ends with this process."""
+        """The command, in a namespace of its own if need be, that ends with this process."""
+        if not machine.engine.namespaced:
+            return ["setpriv", "--pdeathsig", "KILL", *command]
         argv = namespace.command(
             command,
             lowers=machine.layers,
@@ -123,7 +126,7 @@ class Scratch:
 def interact(machine: Machine, command: str | None = None) -> int:
     """Boots the machine for a person on this terminal; returns the command's status."""
     with contextlib.closing(Scratch()) as scratch:
-        argv = scratch.wrap(machine, machine.shell_command(scratch.root, command))
+        argv = scratch.wrap(machine, virtme.shell_command(machine, scratch.root, command))
         with subprocess.Popen(argv, cwd=scratch.path, env=scratch.environment(machine)) as guest:
             try:
                 return guest.wait()
@@ -135,7 +138,7 @@ def interact(machine: Machine, command: str | None = None) -> int:
 def bare_boot(machine: Machine) -> float:
     """Seconds from starting ``vng`` to the first output of a command in the guest."""
     with contextlib.closing(Scratch()) as scratch:
-        argv = scratch.wrap(machine, machine.shell_command(scratch.root, "echo up"))
+        argv = scratch.wrap(machine, virtme.shell_command(machine, scratch.root, "echo up"))
         began = time.monotonic()
         with subprocess.Popen(
             argv,
@@ -207,14 +210,18 @@ class Process:
             self._scratch.wrap(machine, self.command),
             cwd=self._scratch.path,
             env=self._scratch.environment(machine),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if machine.engine.namespaced else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
         self._stack.callback(self._end)
+        outputs = [self._popen.stderr, self._popen.stdout]
+        self._console, self._output = outputs if machine.engine.namespaced else outputs[::-1]
         self._pidfd = os.pidfd_open(self._popen.pid)
         self._stack.callback(os.close, self._pidfd)
+        self._sysrq = machine.engine.sysrq(machine)
+        self._monitor: Monitor | None = None
         self._agent: socket.socket | None = None
         self._reader: Reader | None = None
         self._deadline = 0.0
@@ -228,13 +235,13 @@ class Process:
             thread.start()
 
     def _pump_console(self) -> None:
-        assert self._popen.stderr is not None
-        while data := os.read(self._popen.stderr.fileno(), _CHUNK):
+        assert self._console is not None
+        while data := os.read(self._console.fileno(), _CHUNK):
             self._on_console(time.monotonic() - self.started, data)
 
     def _pump_output(self) -> None:
-        assert self._popen.stdout is not None
-        while data := os.read(self._popen.stdout.fileno(), _CHUNK):
+        assert self._output is not None
+        while data := os.read(self._output.fileno(), _CHUNK):
             self.agent_output = (self.agent_output + data)[-_CHUNK:]
 
     def _wait_readable(self, what: socket.socket) -> None:
@@ -295,10 +302,23 @@ class Process:
             thread.join(timeout)
         return True
 
+    def monitor(self, patience: float) -> Monitor:
+        """QEMU's monitor, for as long as the VM is there; see Monitor for what it raises."""
+        if self._monitor is None:
+            self._monitor = self._stack.enter_context(Monitor(self._qmp_listener, patience))
+        self._monitor.patience = patience
+        return self._monitor
+
     @property
-    def qmp_listener(self) -> socket.socket:
-        """QEMU's machine protocol: the connection it made waits here."""
-        return self._qmp_listener
+    def sysrq(self) -> tuple[str, ...]:
+        """See vm.machine.Engine."""
+        return self._sysrq
+
+    def type(self, text: str) -> None:
+        """Sends text to the guest's console; raises OSError where that cannot be."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(text.encode())
+        self._popen.stdin.flush()
 
     @property
     def pid(self) -> int:
@@ -317,7 +337,7 @@ class Process:
         self._popen.wait()
         for thread in self._threads:
             thread.join(5)
-        for pipe in (self._popen.stdout, self._popen.stderr):
+        for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if pipe is not None:
                 pipe.close()
 

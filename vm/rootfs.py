@@ -44,6 +44,7 @@ PACKAGES = (
     "kmod",
     "iproute2",
     "busybox-static",
+    "e2fsprogs",
     "udev",
     "procps",
     "virtiofsd",

@@ -106,6 +106,11 @@ def read(path: str) -> Optional[str]:
         raise
 
 
+def uptime() -> float:
+    """Seconds since the kernel's boot."""
+    return float((read("/proc/uptime") or "0").split()[0])
+
+
 def write(path: str, text: str) -> int:
     """One write(2) of the text; its errno (a shell's echo would turn it into words)."""
     try:

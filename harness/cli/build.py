@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   cohabit build tree:linux                       a working tree, uncommitted changes and all
   cohabit build tree:linux@v7.2 --flavour debug  a revision, with lockdep
   cohabit build source:7.2                       Debian's linux-source-7.2
+  cohabit build source:7.2 --arch arm64          the same, cross-built
   cohabit build source:7.2 --series my-series/   with patches on top
 """
 

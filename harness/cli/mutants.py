@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.arch import X86_64
 from harness.errors import CohabitError, InfraError, UsageError
 from harness.kernels import mutantfile, series, trees
 from harness.kernels.model import Kernel
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
   cohabit mutants                         all of them: an hour or two on two cores
   cohabit mutants 'two-*' modified-*      some, by name
   cohabit mutants --list                  what there is, and what should notice it
+  cohabit mutants --arch arm64            those that break a kernel for arm64
 """
 
 
@@ -79,15 +81,19 @@ class Outcome:
 
 def run(args: argparse.Namespace) -> int:
     """The command; 0 if every mutant that is not equivalent was killed."""
-    chosen = select(mutantfile.read(MUTANTS), args.names)
+    mutants = mutantfile.read(MUTANTS)
     if args.list:
-        for mutant in chosen:
+        for mutant in select(mutants, args.names, [arch.name for arch in args.arches]):
             what = " ".join(mutant.rules) or mutant.bug
             print(f"{mutant.name}: {what}{' (equivalent)' if mutant.equivalent else ''}")
+            if mutant.arches != (X86_64.name,):
+                print(f"  of {' '.join(mutant.arches)}")
             print(f"  {' '.join(mutant.scenarios)}\n  {mutant.expect}")
         return 0
     check_options(args)
     setup = Setup.of(args)
+    setup.options = dataclasses.replace(setup.options, arch=setup.arch.name)
+    chosen = select(mutants, args.names, [setup.arch.name])
     tree = trees.resolve(args.tree, setup.store, say)
     begun = time.monotonic()
     green(setup, tree, chosen, args)
@@ -101,24 +107,38 @@ def run(args: argparse.Namespace) -> int:
         outcomes.append(outcome)
         print(f"[{len(outcomes)}/{len(chosen)}] {outcome.line()}", flush=True)
     if args.json:
-        data = {"tree": tree.origin, "mutants": [vars(outcome) for outcome in outcomes]}
+        data = {
+            "tree": tree.origin,
+            "arch": setup.arch.name,
+            "mutants": [vars(outcome) for outcome in outcomes],
+        }
         args.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     counts = {s: sum(o.state == s for o in outcomes) for s in _STATES}
     told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     took = duration(time.monotonic() - begun)
-    print(f"{plural(len(outcomes), 'mutant')} of {tree.origin}: {told}; {took}")
+    of = f"{tree.origin} ({setup.arch.policy})"
+    print(f"{plural(len(outcomes), 'mutant')} of {of}: {told}; {took}")
     return 1 if counts["survived"] else 3 if counts["not built"] + counts["no result"] else 0
 
 
 _STATES = ("killed", "survived", "equivalent", "not built", "no result")
 
 
-def select(mutants: Sequence[Mutant], globs: Sequence[str]) -> list[Mutant]:
-    """Those of these names; all for no name.  Raises UsageError for a name that none has."""
+def select(
+    mutants: Sequence[Mutant], globs: Sequence[str], arches: Sequence[str] = ()
+) -> list[Mutant]:
+    """Those of these names that break one of these architectures; all for no name and no one.
+
+    Raises UsageError for a name that none of them has.
+    """
+    there = [m for m in mutants if not arches or set(arches) & set(m.arches)]
+    where = f" for {' or '.join(arches)}" if arches else ""
     for glob in globs:
-        if not fnmatch.filter([m.name for m in mutants], glob):
-            raise UsageError(f"no mutant is called {glob!r}", "`cohabit mutants --list` names them")
-    return [m for m in mutants if not globs or any(fnmatch.fnmatchcase(m.name, g) for g in globs)]
+        if not fnmatch.filter([m.name for m in there], glob):
+            raise UsageError(
+                f"no mutant{where} is called {glob!r}", "`cohabit mutants --list` names them"
+            )
+    return [m for m in there if not globs or any(fnmatch.fnmatchcase(m.name, g) for g in globs)]
 
 
 def green(

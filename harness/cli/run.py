@@ -32,6 +32,7 @@ from harness.run.schedule import Schedule, Work
 from harness.scenario import catalogue
 from harness.scenario.parse import scenario_from_json
 from harness.scenario.steps import Scenario
+from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
 from vm import rootfs
 
@@ -175,7 +176,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def _works(
     setup: Setup, kernels: Iterable[tuple[str, Kernel]], scenarios: Sequence[Scenario],
-    override: str | None, record: Record,
+    override: str | None, record: Record
 ) -> tuple[list[Work], list[Booted]]:  # fmt: skip
     works: list[Work] = []
     booted: list[Booted] = []
@@ -196,13 +197,20 @@ def _works(
             options=list(kernel.options), config=profile.options(kernel.config),
         )  # fmt: skip
 
-        def make(name: str, kernel: Kernel = kernel) -> VmTarget:
-            return setup.target(kernel, record.console(name))
+        template = setup.template(kernel, programs[kernel.arch], record.note)
+
+        def make(
+            name: str, kernel: Kernel = kernel, template: Template | None = template
+        ) -> VmTarget:
+            return setup.target(kernel, record.console(name), template=template)
+
+        def make_cold(name: str, kernel: Kernel = kernel) -> VmTarget:
+            return setup.target(kernel, record.console(name), why="to confirm a failure")
 
         works.append(
             Work(
                 kernel.release, chosen_profile, make, scenarios, kernel.notes,
-                programs[kernel.arch],
+                programs[kernel.arch], make_cold,
             )
         )  # fmt: skip
         booted.append(Booted(kernel, setup.kmods(kernel)))
@@ -210,7 +218,8 @@ def _works(
 
 
 def _decoder(setup: Setup, kernel: Kernel, modules: Path, mountpoint: Path) -> decode.Decoder:
-    return decode.of_kernel(kernel, modules, rootfs.builder_root(setup.store, say), mountpoint)
+    builder = rootfs.builder_root(setup.store, say, ARCHES[kernel.arch])
+    return decode.of_kernel(kernel, modules, builder, mountpoint)
 
 
 def perform(

@@ -7,7 +7,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +20,20 @@ from harness.kernels.model import Kernel
 from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from harness.kernels.trees import Tree
+from harness.run.programs import Programs
+from harness.run.template import KernelTemplate
+from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
-from vm import accel, process, qemu, rootfs
-from vm.machine import GUEST, Accelerator, Machine
+from vm import accel, disks, initramfs, process, qemu, rootfs
+from vm.direct import Direct
+from vm.machine import GUEST, Accelerator, Engine, Machine
+from vm.virtme import VIRTME
+
+Say = Callable[[str], None]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: By architecture; arm64 had no livepatch, nor fprobes, when 6.12 was made.
+ENGINES = ("virtme", "direct")
 DEFAULT_KERNELS = {"x86_64": "debian:6.12", "arm64": "debian:7.2"}
 
 
@@ -48,6 +57,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
     )
+    group.add_argument(
+        "--engine", choices=ENGINES, default="virtme",
+        help="what boots a VM: virtme-ng, or QEMU directly (then with snapshots)",
+    )  # fmt: skip
+    group.add_argument(
+        "--snapshots", action=argparse.BooleanOptionalAction, default=True,
+        help="with the engine direct: boot once, restore that state for each VM (default: yes)",
+    )  # fmt: skip
 
 
 def add_arch_option(parser: argparse._ActionsContainer) -> None:
@@ -130,9 +147,13 @@ class Setup:
     options: build.Options = field(default_factory=build.Options)
     tree_words: tuple[str, ...] = ()
     arches: tuple[Arch, ...] = ()
+    engine: str = "virtme"
+    snapshots: bool = True
     _chosen: dict[str, tuple[Accelerator, qemu.Qemu]] = field(default_factory=dict, init=False)
     _roots: dict[str, Path] = field(default_factory=dict, init=False)
     _tools: dict[str, Path] = field(default_factory=dict, init=False)
+    _machines: dict[tuple[str, tuple[str, ...]], Machine] = field(default_factory=dict, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Setup:
@@ -146,7 +167,10 @@ class Setup:
         store = Store(default_root())
         if len(args.arches) == 1:
             options = dataclasses.replace(options, arch=args.arches[0].name)
-        return cls(store, args.accel, args.cpus, args.memory, options, (*words,), args.arches)
+        return cls(
+            store, args.accel, args.cpus, args.memory, options, (*words,), args.arches,
+            args.engine, args.snapshots,
+        )  # fmt: skip
 
     @property
     def arch(self) -> Arch:
@@ -226,6 +250,13 @@ class Setup:
 
     def machine(self, kernel: Kernel, boot: tuple[str, ...] = ()) -> Machine:
         """A VM for that kernel, modules and agent in place; ``boot``: see Machine."""
+        key = (str(kernel.image), boot)
+        with self._lock:
+            if key not in self._machines:
+                self._machines[key] = self._machine(kernel, boot)
+            return self._machines[key]
+
+    def _machine(self, kernel: Kernel, boot: tuple[str, ...]) -> Machine:
         arch = ARCHES[kernel.arch]
         accelerator, program = self.accelerator(kernel)
         if accelerator.name == "tcg" and self.cpus > 1 and not program.safe_with_tcg:
@@ -233,12 +264,14 @@ class Setup:
                 "QEMU before 8.1 kills emulated guests with several vCPUs that patch code",
                 "leave out --cpus, or unset COHABIT_QEMU",
             )
+        shares = (
+            (REPOSITORY / "harness" / "agent", "cohabit/agent"),
+            (self.kmods(kernel), "cohabit/kmods"),
+        )
         return Machine(
+            engine=self._direct(kernel, shares) if self.engine == "direct" else VIRTME,
             layers=(GUEST, kernel.tree, self.root(arch)),
-            shares=(
-                (REPOSITORY / "harness" / "agent", "cohabit/agent"),
-                (self.kmods(kernel), "cohabit/kmods"),
-            ),
+            shares=shares,
             image=str(kernel.image.relative_to(kernel.tree)),
             qemu=program.binary,
             tools=self.tools(arch),
@@ -251,8 +284,40 @@ class Setup:
             boot=boot,
         )
 
-    def target(self, kernel: Kernel, console: Path, boot: tuple[str, ...] = ()) -> VmTarget:
-        """A VM, not started; ``boot``: see Machine."""
+    def _direct(self, kernel: Kernel, shares: tuple[tuple[Path, str], ...]) -> Engine:
+        arch = ARCHES[kernel.arch]
+        root, tools = self.root(arch), self.tools(arch)
+        content = initramfs.content(
+            initramfs.busybox(root), initramfs.modules(kernel.modules), (GUEST,), shares
+        )
+        archive = initramfs.stored(content, self.store, say)
+        label = f"{kernel.release}'s files"
+        tree = disks.disk(self.store, say, kernel.tree, "usr", tools, label)
+        lowest = disks.disk(self.store, say, root, "", tools, f"the guest root for {arch.name}")
+        return Direct(kernel.image, archive, (tree, lowest))
+
+    def target(
+        self,
+        kernel: Kernel,
+        console: Path,
+        boot: tuple[str, ...] = (),
+        template: Template | None = None,
+        why: str = "",
+    ) -> VmTarget:
+        """A VM, not started; ``boot``: see Machine; ``template`` and ``why``: see VmTarget."""
         _, program = self.accelerator(kernel)
         version = ".".join(str(part) for part in program.version)
-        return VmTarget(self.machine(kernel, boot), version, console)
+        return VmTarget(self.machine(kernel, boot), version, console, template, why)
+
+    def template(
+        self, kernel: Kernel, programs: Programs, say: Say, boot: tuple[str, ...] = ()
+    ) -> Template | None:
+        """What VMs for that kernel are restored from, None where all of them boot.
+
+        ``programs``: compiled BPF programs; ``say`` takes what is told of its making.
+        """
+        if self.engine != "direct" or not self.snapshots:
+            return None
+        _, program = self.accelerator(kernel)
+        machine = self.machine(kernel, boot)
+        return KernelTemplate(machine, program.version, kernel, programs, self.store, say)

@@ -66,9 +66,8 @@ class Options:
 
     @property
     def told(self) -> str:
-        """Flavour and architecture, in words; x86-64 goes without saying."""
-        foreign = self.arch != arches.X86_64.name
-        return f"{self.flavour}, {self.arch}" if foreign else self.flavour
+        """Flavour and architecture in words."""
+        return workspace.told(self.flavour, self.arch)
 
     def fragments(self) -> str:
         """All fragments in their order: a later one has the last word."""

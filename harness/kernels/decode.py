@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.arch import ARCHES
 from harness.kernels.model import Kernel
 from harness.kernels.programs import not_found, plain_env, tail
 from vm import namespace
@@ -246,8 +247,8 @@ def of_kernel(kernel: Kernel, modules: Path, builder: Path, mountpoint: Path) ->
     """Return the decoder for a kernel without an ``obstacle`` and for our ``modules`` (a
     directory of .ko files) on it.
 
-    ``builder`` is the root file system that kernels are built in, ``mountpoint`` an empty
-    directory, which must be there while it decodes.
+    ``builder`` is the root file system that kernels for its architecture are built in,
+    ``mountpoint`` an empty directory, which must be there while it decodes.
     """
     places = {"modules/kernel": kernel.modules, "modules/cohabit": modules}
     places = {name: directory for name, directory in places.items() if directory.is_dir()}
@@ -267,6 +268,8 @@ def of_kernel(kernel: Kernel, modules: Path, builder: Path, mountpoint: Path) ->
                 (kernel.tree / DEBUG, "debug", False),
                 *((directory, name, False) for name, directory in places.items()),
             ],
+            # Whose addr2line and readelf the script is to take.
+            env={"CROSS_COMPILE": ARCHES[kernel.arch].cross},
         )
 
     return Decoder(

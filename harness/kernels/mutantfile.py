@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.arch import ARCHES, X86_64
 from harness.errors import UsageError
 from harness.policy.rules import RULES
 from harness.scenario import catalogue
 
-#: What a header may have; all but these two are optional, and it needs one of _WHAT.
-_FIELDS = ("Mutant", "Rule", "Bug", "Scenarios", "Expect", "Equivalent")
+#: What a header may have; all but _NEEDED are optional, and it needs one of _WHAT.
+_FIELDS = ("Mutant", "Arch", "Rule", "Bug", "Scenarios", "Expect", "Equivalent")
 _NEEDED = ("Mutant", "Scenarios", "Expect")
 _WHAT = ("Rule", "Bug")
 _BUG = re.compile(r'([0-9a-f]{12})(?: \("(.+)"\))?')
@@ -30,6 +31,7 @@ _REMEDY = "docs/mutants.md has the form"
 class Mutant:
     """A patch and its header.
 
+    ``arches``: names of the architectures whose kernels it breaks (harness/arch.py);
     ``rules``: names of the policy's rules that it breaks; ``bug``: the commit that fixed
     what it brings back, and its subject; ``scenarios``: globs of those that should notice,
     and all that is run; ``expect``: what contradicts, at which step; ``equivalent``: why
@@ -38,6 +40,7 @@ class Mutant:
     """
 
     name: str
+    arches: tuple[str, ...]
     rules: tuple[str, ...]
     bug: str
     scenarios: tuple[str, ...]
@@ -57,8 +60,8 @@ def read(directory: Path) -> list[Mutant]:
     """All ``*.patch`` files of a directory, by name.
 
     Raises UsageError that names file and line for the first that is malformed: a header
-    that is not complete, a rule that does not exist, a scenario that nothing is called,
-    a patch that is none.
+    that is not complete, an architecture or a rule that does not exist, a scenario that
+    nothing is called, a patch that is none.
     """
     paths = sorted(directory.glob("*.patch"))
     if not paths:
@@ -80,6 +83,10 @@ def parse(path: Path) -> Mutant:
         raise _wrong(path, body, "the header has neither Rule nor Bug")
     if fields["Mutant"][1] != path.stem:
         raise _wrong(path, fields["Mutant"][0], f"it is called {fields['Mutant'][1]!r}")
+    arches = _words(fields, "Arch") or (X86_64.name,)
+    for arch in arches:
+        if arch not in ARCHES:
+            raise _wrong(path, fields["Arch"][0], f"there is no architecture {arch!r}")
     rules = _words(fields, "Rule")
     for rule in rules:
         if rule not in RULES:
@@ -93,6 +100,7 @@ def parse(path: Path) -> Mutant:
         raise _wrong(path, bug[0], 'a bug is 12 digits of a commit and ("subject")')
     return Mutant(
         path.stem,
+        arches,
         rules,
         bug[1],
         scenarios,

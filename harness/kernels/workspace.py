@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from harness.arch import X86_64
 from harness.errors import InfraError
 from harness.kernels import git
 from harness.kernels.programs import run
@@ -58,6 +59,11 @@ def _ccache_lock(store: Store) -> Path:
     return store.root / "locks/ccache"
 
 
+def told(flavour: str, arch: str) -> str:
+    """Flavour and architecture in words; x86-64 goes without saying."""
+    return flavour if arch == X86_64.name else f"{flavour}, {arch}"
+
+
 @contextlib.contextmanager
 def opened(tree: Tree, arch: str, flavour: str, store: Store, say: Say) -> Iterator[Path]:
     """Give the directory in which ``tree`` is built, to one process at a time.
@@ -66,7 +72,7 @@ def opened(tree: Tree, arch: str, flavour: str, store: Store, say: Say) -> Itera
     yet and the disk has no room for it, OSError when the cache can't be written to.
     """
     work = store.root / "work" / f"{tree.repository.stem}-{arch}-{flavour}"
-    what = f"{tree.reference} ({flavour})"
+    what = f"{tree.reference} ({told(flavour, arch)})"
 
     def busy() -> None:
         say(f"another cohabit builds {what}; waiting for it")

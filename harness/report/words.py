@@ -224,6 +224,8 @@ def state_of_run(model: RunModel) -> list[str]:
     repeated: dict[str, list[str]] = {}
     regrouped: Counter[str] = Counter()
     for first in model.repeated():
+        if first.disputed:
+            continue
         if first.regrouped:
             regrouped[f"run again alone on {first.kernel} ({brief(first.regrouped)})"] += 1
         else:
@@ -232,6 +234,32 @@ def state_of_run(model: RunModel) -> list[str]:
     for why, names in repeated.items():
         lines.append(f"{plural(len(names), 'scenario')} {why}: {some(names)}")
     lines += [f"{plural(number, 'scenario')} {why}" for why, number in regrouped.items()]
+    return lines + _disputes(model)
+
+
+def _disputes(model: RunModel) -> list[str]:
+    """What became of failures in restored VMs."""
+    confirmed, lines = 0, []
+    for first, others in model.disputes():
+        if not others:
+            lines.append(f"{first.name} failed in a restored VM and was not run in a booted one.")
+        elif all(other.verdict == first.verdict for other in others):
+            confirmed += 1
+        else:
+            then = ", ".join(f"{o.verdict} ({brief(o.reason)})".replace(" ()", "") for o in others)
+            lines.append(
+                f"{first.name} on {first.kernel}: {first.verdict} in a restored VM "
+                f"({brief(first.reason)}), but {then} in one that was booted, which counts"
+            )
+    for group in model.groups.values():
+        if group.disputed and model.settled(group) and not model.attributed(group):
+            lines.append(
+                f"{group.id} on {group.kernel}: {group.verdict} in a restored VM "
+                f"({brief(group.reason)}), not seen again in one that was booted"
+            )
+    if confirmed:
+        what = plural(confirmed, "failure")
+        lines.append(f"{what} in restored VMs confirmed in VMs that were booted.")
     return lines
 
 

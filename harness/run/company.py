@@ -43,6 +43,8 @@ class Member:
     #: The step that they contradict, as known differences have it.
     failed: str = ""
     last: Prediction | None = None
+    #: How it ended, "" as long as it did not.
+    verdict: str = ""
 
     def step(self, index: int) -> Step:
         """A step with an id that is its own in the whole company."""

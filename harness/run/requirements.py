@@ -9,7 +9,7 @@ from typing import Any
 from harness.arch import named
 from harness.policy import rules
 from harness.policy.attachers import ATTACHERS
-from harness.policy.profile import release_version
+from harness.policy.profile import FIRST, release_version
 from harness.scenario.functions import FUNCTIONS
 from harness.scenario.steps import ANY, Attach, Misuse, Modify, Scenario
 
@@ -34,13 +34,13 @@ def skip_reason(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
     if scenario.reach == "far" and not facts["kaslr"] and any(ATTACHERS[a].bpf for a in attachers):
         return "BPF trampolines are far only with KASLR (CONFIG_RANDOMIZE_BASE, a seed)"
     if any(ATTACHERS[a].ops == "livepatch" for a in attachers) and not facts["livepatch"]:
-        return "this kernel has no livepatch (CONFIG_LIVEPATCH)"
+        return f"this kernel has no livepatch (CONFIG_LIVEPATCH; {_since('livepatch')})"
     if any(ATTACHERS[a].family == "direct" for a in attachers) and not facts["direct"]:
         return "this kernel has no direct calls for modules"
     if attachers & {"direct-share", "direct-refuse"} and not facts["ops_func"]:
         return "a direct ops has no ops_func before 6.0"
     if attachers & {"fprobe", "fprobe-exit"} and not facts["fprobe"]:
-        return "this kernel has no fprobes for modules (5.18, CONFIG_FPROBE)"
+        return f"this kernel has no fprobes for modules (CONFIG_FPROBE; {_since('fprobe')})"
     for attacher, tracer in _TRACERS.items():
         if attacher in attachers and tracer not in facts["tracers"]:
             return f"this kernel has no tracer {tracer}"
@@ -52,13 +52,20 @@ def skip_reason(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
         if not facts["module_btf"] and any(_bpf_on_module(step) for step in scenario.steps):
             return "no BTF for modules: BPF programs cannot be loaded for their functions"
         if "kprobe-multi" in attachers and not facts["kprobe_multi"]:
-            return "this kernel has no kprobe-multi links (5.18, CONFIG_FPROBE)"
+            return f"this kernel has no kprobe-multi links (CONFIG_FPROBE; {_since('fprobe')})"
     for step in scenario.steps:
         if isinstance(step, Misuse):
             first = rules.MISUSES[step.what][0].since
             if release_version(str(facts["release"])) < first:
                 return f"there is no such call before {first[0]}.{first[1]}"
     return None
+
+
+def _since(what: str) -> str:
+    """The first releases that have it."""
+    first = {arch: f"from {a}.{b}" for arch, (a, b) in FIRST[what].items()}
+    own = [first["x86-64"]] if "x86-64" in first else []
+    return ", ".join([*own, f"on arm64 {first['arm64']}"])
 
 
 def _bpf_on_module(step: object) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.policy.acts import transition
 from harness.policy.predict import RecordPrediction, witnesses
-from harness.policy.profile import Profile, choose
+from harness.policy.profile import FIRST, Profile, choose, options, release_version
 from harness.policy.state import State
 from harness.run.record import Record
 from harness.run.schedule import Schedule, Work
@@ -83,26 +83,28 @@ class ModelKernel:
     # --- an agent on it ---------------------------------------------------------------------
 
     def _on_hello(self, **_: Any) -> Event:
+        version = release_version(self.release)
         return {
             "release": self.release,
             "notes": "its own",
-            "livepatch": True,
+            "livepatch": version >= FIRST["livepatch"].get(self.profile.arch, (0, 0)),
             "lockdep": False,
             "vmlinux_btf": True,
-            "kprobe_multi": True,
+            "kprobe_multi": version >= FIRST["fprobe"][self.profile.arch],
             "tracers": ["function", "function_graph"],
         }
 
     def _on_modules(self) -> Event:
-        old = self.profile.form.direct_ops == "all"
+        old = self.profile.semantics.direct_is_ipmodify
+        version = release_version(self.release)
         return {
             "direct": True,
             "ops_func": not old,
             "livepatch_save_regs": self.profile.form.ipmodify_saves_regs,
-            "fprobe": not old,
+            "fprobe": version >= FIRST["fprobe"][self.profile.arch],
             "modify": True,
             "has_modify": True,
-            "kprobes_on_ftrace": True,
+            "kprobes_on_ftrace": self.profile.semantics.kprobes_on_ftrace,
             "module_btf": True,
         }
 
@@ -187,6 +189,9 @@ def _line(function: str, record: RecordPrediction) -> str:
         # Where both are right it is a trampoline that outlived its programs, and called.
         jmp = "(jmp)" if record.jmp else ""
         text += f"\tdirect{jmp}-->{record.direct}+0x0/0x10\n"
+    if record.ops:
+        head, _, rest = text.partition("\n")
+        text = f"{head}\tops: 0xffff000004962f00 ({record.ops}+0x0/0x10)\n{rest}"
     return text
 
 
@@ -196,6 +201,8 @@ def record_run(
     versions: Sequence[str] = ("6.12",),
     wrong: Callable[[Profile], Profile] = lambda profile: profile,
     side_by_side: int = 128,
+    arch: str = "x86_64",
+    config: Mapping[str, str] | None = None,
 ) -> list[Event]:
     """The events of a run on kernels that do what the model says, after ``wrong``."""
     events: list[Event] = []
@@ -203,10 +210,11 @@ def record_run(
         works = []
         for version in versions:
             release = f"{version}.0-model"
-            profile = choose(release, {})
+            profile = choose(release, config or {}, arch=arch)
             record.event(
                 "kernel", kernel=release, reference=f"model:{version}", release=release,
-                arch="x86_64", origin="made up", profile=profile.name, profile_why=profile.why,
+                arch=arch, origin="made up", profile=profile.name, profile_why=profile.why,
+                config=options(config or {}),
             )  # fmt: skip
 
             def make(_vm: str, release: str = release, profile: Profile = profile) -> ModelKernel:

@@ -16,7 +16,7 @@ def programs(tmp_path: Path) -> Path:
     """A ccache and a gcc that say who they are, and what they were asked."""
     directory = tmp_path / "bin"
     directory.mkdir()
-    for name in ("ccache", "gcc"):
+    for name in ("ccache", "gcc", "aarch64-linux-gnu-gcc"):
         path = directory / name
         path.write_text(f'#!/bin/sh\necho {name} "$@"\n', encoding="ascii")
         path.chmod(0o755)
@@ -48,3 +48,15 @@ def test_its_answers_are_gccs(programs: Path) -> None:
     env = {"PATH": f"{programs}:/usr/bin:/bin"}
     done = subprocess.run([CC, "--version"], capture_output=True, text=True, check=True, env=env)
     assert done.stdout == "ccache gcc --version\n"
+
+
+@pytest.mark.parametrize(("name", "first"), [("fork.c", "ccache"), ("entry.S", None)])
+def test_the_compiler_of_a_cross_build(
+    tmp_path: Path, programs: Path, name: str, first: str | None
+) -> None:
+    (tmp_path / name).write_text("", encoding="ascii")
+    env = {"PATH": f"{programs}:/usr/bin:/bin", "CROSS_COMPILE": "aarch64-linux-gnu-"}
+    words = [CC, "-c", str(tmp_path / name)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+    called = [*([first] if first else []), "aarch64-linux-gnu-gcc"]
+    assert done.stdout.split() == [*called, "-c", str(tmp_path / name)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.arch import ARCHES
 from harness.kernels import build, kconfig
 from harness.kernels.kconfig import Lost
 
@@ -92,14 +93,30 @@ def test_nothing_to_tell(source: Path) -> None:
     )
 
 
+#: What virtme-ng attaches by where there is no PCI, and only arm64 needs.
+BACK = {"x86_64": set[str](), "arm64": {"CONFIG_VIRTIO_MMIO"}}
+
+
+@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("flavour", build.FLAVOURS)
-def test_fragments_agree_with_each_other(flavour: str) -> None:
+def test_fragments_agree_with_each_other(flavour: str, arch: str) -> None:
     """A flavour adds; but for the kernel's name it takes nothing back."""
     common = kconfig.options(build.FRAGMENT.read_text(encoding="utf-8"))
-    both = kconfig.options(build.Options(flavour).fragments())
+    both = kconfig.options(build.Options(flavour, arch=arch).fragments())
     changed = {name for name in common if both[name] != common[name]}
-    assert changed <= {"CONFIG_LOCALVERSION"}
+    assert changed <= {"CONFIG_LOCALVERSION", *BACK[arch]}
     assert all(name.startswith("CONFIG_") for name in both)
+
+
+def test_kernels_are_told_apart_by_their_names() -> None:
+    each = [build.Options(flavour, arch=arch) for flavour in build.FLAVOURS for arch in ARCHES]
+    names = [kconfig.options(options.fragments())["CONFIG_LOCALVERSION"] for options in each]
+    assert names == [
+        *('"-cohabit"', '"-cohabit-arm64"'),
+        *('"-cohabit-debug"', '"-cohabit-debug-arm64"'),
+        *('"-cohabit-kasan"', '"-cohabit-kasan-arm64"'),
+    ]
+    assert [options.told for options in each[:2]] == ["plain", "plain, arm64"]
 
 
 def test_the_users_file_has_the_last_word() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.arch import ARCHES, ARM64, X86_64, Arch
 from harness.errors import UsageError
 from harness.kernels.mutantfile import Mutant, parse, read
 from harness.policy.rules import RULES
@@ -43,9 +44,14 @@ def write(directory: Path, text: str, name: str = "small") -> Path:
     return path
 
 
+def of(arch: Arch) -> list[Mutant]:
+    return [m for m in MUTANTS if arch.name in m.arches]
+
+
 def breakable() -> set[str]:
-    """The rules that hold on the release that the mutants are of, on x86-64."""
-    return {name for name, rule in RULES.items() if rule.holds("x86-64", RELEASE)}
+    """The rules that hold on the release that the mutants are of, on one architecture or both."""
+    policies = [arch.policy for arch in ARCHES.values()]
+    return {n for n, rule in RULES.items() if any(rule.holds(p, RELEASE) for p in policies)}
 
 
 def table(heading: str) -> dict[str, list[str]]:
@@ -62,7 +68,7 @@ class TestFiles:
         # A VM for a mutant is a boot, and a second file a longer build.
         assert 1 <= len(mutant.selected()) <= FEW
         assert len(mutant.files) == 1
-        assert mutant.files[0].endswith(".c")
+        assert mutant.files[0].endswith((".c", ".S"))
         assert not mutant.files[0].startswith(("tools/", "samples/"))
 
     @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
@@ -78,14 +84,24 @@ class TestFiles:
         assert breakable() - broken == set(reasons) & breakable()
         assert set(reasons) == set(RULES) - broken
 
+    @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+    def test_a_file_of_its_architectures(self, mutant: Mutant) -> None:
+        own = {ARCHES[name].srcarch for name in mutant.arches}
+        touched = {name.split("/")[1] for name in mutant.files if name.startswith("arch/")}
+        assert not touched or touched == own
+
     def test_enough(self) -> None:
-        assert len([m for m in MUTANTS if not m.equivalent]) >= 30
+        assert len([m for m in of(X86_64) if not m.equivalent]) >= 30
+        assert len([m for m in of(ARM64) if not m.equivalent]) >= 8
         assert len({m.bug for m in MUTANTS if m.bug and not m.equivalent}) >= 5
 
-    def test_each_has_a_row(self) -> None:
-        rows = table("The mutants")
-        assert list(rows) == [m.name for m in MUTANTS]
-        for mutant in MUTANTS:
+    @pytest.mark.parametrize(
+        ("arch", "heading"), [(X86_64, "The mutants"), (ARM64, "The mutants of arm64")]
+    )
+    def test_each_has_a_row(self, arch: Arch, heading: str) -> None:
+        rows = table(heading)
+        assert list(rows) == [m.name for m in of(arch)]
+        for mutant in of(arch):
             breaks = rows[mutant.name][0]
             for word in (*mutant.rules, *mutant.bug.split()[:1]):
                 assert word in breaks, mutant.name
@@ -99,6 +115,7 @@ class TestParse:
         path = write(tmp_path, GOOD)
         mutant = parse(path)
         assert mutant.name == "small"
+        assert mutant.arches == ("x86_64",)
         assert mutant.rules == ("one-direct", "welcome")
         assert mutant.bug == '56b3c85e153b ("ftrace: Fix BPF fexit with livepatch")'
         assert mutant.scenarios == ("direct/alone", "livepatch+direct/attach:ab/*")
@@ -107,6 +124,10 @@ class TestParse:
         assert mutant.files == ("kernel/a.c",)
         assert mutant.patch == GOOD.partition("---\n")[2]
         assert mutant.path == path
+
+    def test_architectures(self, tmp_path: Path) -> None:
+        text = GOOD.replace("Rule: ", "Arch: x86_64 arm64\nRule: ")
+        assert parse(write(tmp_path, text)).arches == ("x86_64", "arm64")
 
     def test_selected_in_the_catalogues_order(self, tmp_path: Path) -> None:
         text = GOOD.replace("attach:ab/*", "attach:ab/detach:??")
@@ -127,6 +148,7 @@ class TestParse:
             ("Expect: errno: step 1 gives EBUSY where 0 is due\n", "", 5, "no Expect"),
             ("Scenarios: direct/alone livepatch+direct/attach:ab/*\n", "", 5, "no Scenarios"),
             ("one-direct welcome", "one-direct wellcome", 2, "'wellcome'"),
+            ("Rule: ", "Arch: arm32\nRule: ", 2, "no architecture 'arm32'"),
             ("direct/alone ", "direct/together ", 4, "'direct/together'"),
             ("56b3c85e153b", "56b3c85", 3, "12 digits"),
             ("Rule: ", "Rules: ", 2, "no line of a header"),

@@ -35,6 +35,15 @@ def test_by_name_or_glob() -> None:
         mutants.select(everything, ["two-*", "three-*"])
 
 
+def test_by_architecture() -> None:
+    everything = read(mutants.MUTANTS)
+    chosen = mutants.select(everything, [], ["arm64"])
+    assert chosen == [m for m in everything if "arm64" in m.arches]
+    assert [m.name for m in mutants.select(everything, ["far-*"], ["arm64"])] == ["far-not-reached"]
+    with pytest.raises(UsageError, match="no mutant for x86_64 is called 'far-"):
+        mutants.select(everything, ["far-*"], ["x86_64"])
+
+
 def test_nothing_noticed() -> None:
     assert mutants.noticed(run({})) is None
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from policy_help import run
+from policy_help import ARM_BARE, run
 
 from harness.policy import rules
-from harness.policy.profile import NAMED, Profile, choose
+from harness.policy.profile import NAMED, Profile, choose, release_version
 from harness.policy.rules import Rule
 from harness.scenario import catalogue
 from harness.scenario.functions import FUNCTIONS
@@ -24,10 +24,27 @@ from harness.scenario.steps import ANY, Scenario
 LANE = next(f.name for f in FUNCTIONS.values() if f.lane is not None)
 #: More of a rule's scenarios than this need not be looked through.
 ENOUGH = 40
-#: Nothing here runs arm64.
-OURS = [rule for rule in rules.RULES.values() if "x86-64" in rule.arches]
+#: A kernel of each release that was run, and one without CALL_OPS.
+KERNELS = {
+    "x86-64": [choose(f"{a}.{b}", {}) for a, b in NAMED],
+    "arm64": [*(choose(f"{a}.{b}", {}, arch="arm64") for a, b in NAMED[2:]), ARM_BARE],
+}
+
+
+def profiles(rule: Rule, arch: str) -> list[Profile]:
+    """Those of known kernels that have the rule."""
+    return [
+        profile
+        for profile in KERNELS[arch]
+        if rule.holds(arch, release_version(profile.name)) and rule.concerns(profile)
+    ]
+
+
+OURS = [(rule, arch) for rule in rules.RULES.values() for arch in KERNELS if arch in rule.arches]
 CASES = [
-    pytest.param(rule, glob, id=f"{rule.name}-{glob}") for rule in OURS for glob in rule.scenarios
+    pytest.param(rule, arch, glob, id=f"{rule.name}-{arch}-{glob}")
+    for rule, arch in OURS
+    for glob in rule.scenarios
 ]
 
 
@@ -36,33 +53,33 @@ def matching(glob: str) -> list[Scenario]:
     return [s.placed(LANE) if ANY in s.functions else s for s in found[:ENOUGH]]
 
 
-def profiles(rule: Rule) -> list[Profile]:
-    """Those of known releases that have the rule."""
-    until = rule.until or NAMED[-1]
-    return [choose(f"{a}.{b}", {}) for a, b in NAMED if rule.since <= (a, b) <= until]
-
-
 def witnesses(scenario: Scenario, profile: Profile) -> list[dict[str, Any]]:
     """What is predicted of each step, but for the name of the rule."""
     found, _ = run(profile, *scenario.steps, functions=scenario.functions)
     return [prediction.to_json() | {"rule": ""} for prediction in found]
 
 
-@pytest.mark.parametrize(("rule", "glob"), CASES)
-def test_a_model_without_the_rule_says_otherwise(rule: Rule, glob: str) -> None:
+def test_every_rule_is_about_a_kernel_that_was_run() -> None:
+    assert [(r.name, arch) for r, arch in OURS if not profiles(r, arch)] == []
+
+
+@pytest.mark.parametrize(("rule", "arch", "glob"), CASES)
+def test_a_model_without_the_rule_says_otherwise(rule: Rule, arch: str, glob: str) -> None:
     scenarios = matching(glob)
     assert scenarios, "there is no such scenario"
     assert any(
         witnesses(s, profile) != witnesses(s, replace(profile, without=frozenset({rule.name})))
-        for profile in profiles(rule)
+        for profile in profiles(rule, arch)
         for s in scenarios
     ), "no scenario notices"
 
 
-@pytest.mark.parametrize("rule", [r for r in OURS if r.errno], ids=lambda r: r.name)
-def test_the_errno_of_a_rule_is_noticed(rule: Rule) -> None:
+@pytest.mark.parametrize(
+    ("rule", "arch"), [pytest.param(r, a, id=f"{r.name}-{a}") for r, a in OURS if r.errno]
+)
+def test_the_errno_of_a_rule_is_noticed(rule: Rule, arch: str) -> None:
     seen = set()
-    for profile in profiles(rule):
+    for profile in profiles(rule, arch):
         mistaken = replace(profile, errnos={rule.name: errno.EDOM})
         for scenario in (s for glob in rule.scenarios for s in matching(glob)):
             pairs = zip(witnesses(scenario, profile), witnesses(scenario, mistaken), strict=True)

@@ -288,6 +288,26 @@ def test_it_lists_all_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert "livepatch+ipmodify/attach:ab/detach:ab" in data["one-ipmodify"]["scenarios"]
 
 
+def test_it_says_where_the_architectures_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in RULES.values():
+        alike = rule.arches == ("x86-64", "arm64") and rule.arm64 is None
+        assert alike or rule.difference, rule.name
+        # What only one has is not "later" on the other.
+        assert not rule.arm64 or "arm64" in rule.difference, rule.name
+    assert main(["rules", "one-direct"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6.0 and newer, x86-64; 6.4 and newer, arm64; EBUSY (16)" in said
+    assert "architectures differ: A BPF trampoline that finds a direct call gives EINVAL" in said
+    assert main(["rules", "welcome", "--json"]) == 0
+    (data,) = json.loads(capsys.readouterr().out)["rules"]
+    assert data["differs"] is None
+    assert data["releases"]["arm64"] == {"since": "5.5", "until": None}
+    assert main(["rules", "direct-needs-call-ops", "--json"]) == 0
+    (data,) = json.loads(capsys.readouterr().out)["rules"]
+    assert data["releases"] == {"arm64": {"since": "5.5", "until": "7.2"}}
+    assert data["differs"].startswith("x86-64 has direct calls wherever")
+
+
 def test_it_shows_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "fmod_ret-newest-first"]) == 0
     said = capsys.readouterr().out
@@ -295,6 +315,47 @@ def test_it_shows_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "5.5 and newer" in said
     assert main(["rules", "fmod_ret-newest"]) == 2
     assert "fmod_ret-newest-first" in capsys.readouterr().err
+
+
+ARM64 = {
+    "arm64-7.2": {},
+    # Built without CALL_OPS: it has no direct calls.
+    "arm64-bare": {"CONFIG_DYNAMIC_FTRACE_WITH_ARGS": "y"},
+}
+
+
+@pytest.mark.parametrize("config", ARM64.values(), ids=ARM64)
+def test_every_rule_of_arm64_is_tested(config: dict[str, str], tmp_path: Path) -> None:
+    """By the default scenarios, on a kernel that does everything right."""
+    events = record_run(tmp_path, catalogue.default(), ["7.2"], arch="arm64", config=config)
+    assert {e["verdict"] for e in events if e["type"] == "scenario_end"} == {"PASS"}
+    run = gathered(events)
+    found = survey([run])
+    assert [str(d) for d in found.disagreements] == []
+    assert [str(j.mutant) for j in found.survivors + found.impossible] == []
+    (kernel,) = run.kernels.values()
+    assert kernel.arch == "arm64"
+    judged = {j.mutant.rule.name for j in found.judgements}
+    assert judged == {r.name for r in RULES.values() if kernel.has(r)}
+    assert {"kprobes-are-breakpoints", "save-regs-needs-support"} <= judged
+    assert ("call-ops-is-shown" in judged) is ("one-direct" in judged) is not config
+    assert ("direct-needs-call-ops" in judged) is ("bpf-needs-direct" in judged) is bool(config)
+    x86 = {r.name for r in RULES.values() if r.arches == ("x86-64",)}
+    assert not x86 & judged
+
+
+def test_a_release_that_has_no_livepatch_or_fprobes_yet(tmp_path: Path) -> None:
+    chosen = catalogue.select(["*/alone", "kprobe+fprobe/*", "livepatch+ops/*"])
+    events = record_run(tmp_path, chosen, ["6.12"], arch="arm64")
+    assert not names(events, "FAIL")
+    reasons = {
+        e["reason"] for e in events if e["type"] == "scenario_end" and e["verdict"] == "SKIP"
+    }
+    assert reasons == {
+        "this kernel has no livepatch (CONFIG_LIVEPATCH; on arm64 from 6.17)",
+        "this kernel has no fprobes for modules (CONFIG_FPROBE; from 5.18, on arm64 from 6.14)",
+        "this kernel has no kprobe-multi links (CONFIG_FPROBE; from 5.18, on arm64 from 6.14)",
+    }
 
 
 def test_survivors(sample: list[Event], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from vm.diagnose import backtraces
+from vm.monitor import Monitor
 from vm.process import Process
 
 GREETING = b"""{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""},
@@ -19,27 +20,31 @@ GREETING = b"""{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10
 
 
 @dataclass
-class Monitor:
+class Guest:
     """The part of a Process that is asked, with this test on QEMU's side."""
 
-    qmp_listener: socket.socket
+    listener: socket.socket
     qemu: socket.socket
+    sysrq: tuple[str, ...] = ("keyboard",)
+
+    def monitor(self, patience: float) -> Monitor:
+        return Monitor(self.listener, patience)
 
 
 @pytest.fixture
-def monitor(tmp_path: Path) -> Iterator[Monitor]:
+def guest(tmp_path: Path) -> Iterator[Guest]:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as qemu:
         listener.bind(str(tmp_path / "qmp.sock"))
         listener.listen(1)
-        yield Monitor(listener, qemu)
+        yield Guest(listener, qemu)
 
 
-def ask(monitor: Monitor) -> list[str]:
-    return backtraces(cast(Process, cast(Any, monitor)), lambda _texts, _seconds: False, 0.2)
+def ask(guest: Guest) -> list[str]:
+    return backtraces(cast(Process, cast(Any, guest)), lambda _texts, _seconds: False, 0.2)
 
 
-def test_no_connection(monitor: Monitor) -> None:
-    assert ask(monitor) == ["QEMU's monitor did not connect"]
+def test_no_connection(guest: Guest) -> None:
+    assert ask(guest) == ["QEMU's monitor did not connect"]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_no_connection(monitor: Monitor) -> None:
     ],
     ids=("silent", "greets", "closed", "garbled"),
 )
-def test_no_answer(monitor: Monitor, do: Callable[[socket.socket], None], error: str) -> None:
-    monitor.qemu.connect(monitor.qmp_listener.getsockname())
-    do(monitor.qemu)
-    assert ask(monitor) == [f"QEMU's monitor does not answer ({error})"]
+def test_no_answer(guest: Guest, do: Callable[[socket.socket], None], error: str) -> None:
+    guest.qemu.connect(guest.listener.getsockname())
+    do(guest.qemu)
+    assert ask(guest) == [f"QEMU's monitor does not answer ({error})"]
