@@ -32,7 +32,6 @@ from harness.run.schedule import Schedule, Work
 from harness.scenario import catalogue
 from harness.scenario.parse import scenario_from_json
 from harness.scenario.steps import Scenario
-from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
 from vm import rootfs
 
@@ -182,7 +181,7 @@ def _works(
     booted: list[Booted] = []
     programs = {arch: Programs(setup.store.state, arch) for arch in ARCHES}
     for reference, kernel in kernels:
-        if any(work.kernel == kernel.release for work in works):
+        if any(one.kernel.release == kernel.release for one in booted):
             raise UsageError(
                 f"{reference} is {kernel.release}, which another --kernel names too",
                 "name each kernel once",
@@ -190,31 +189,50 @@ def _works(
         # Build errors and a missing QEMU are to be told before anything is booted.
         setup.machine(kernel)
         chosen_profile = profile.choose(kernel.release, kernel.config, override, kernel.arch)
+        boots = _boots(scenarios, kernel.arch)
+        there = sum(len(group) for group in boots.values())
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
             arch=kernel.arch, origin=kernel.origin, profile=chosen_profile.name,
             profile_why=chosen_profile.why, image_bytes=kernel.image.stat().st_size,
             options=list(kernel.options), config=profile.options(kernel.config),
+            left_out=len(scenarios) - there,
         )  # fmt: skip
-
-        template = setup.template(kernel, programs[kernel.arch], record.note)
-
-        def make(
-            name: str, kernel: Kernel = kernel, template: Template | None = template
-        ) -> VmTarget:
-            return setup.target(kernel, record.console(name), template=template)
-
-        def make_cold(name: str, kernel: Kernel = kernel) -> VmTarget:
-            return setup.target(kernel, record.console(name), why="to confirm a failure")
-
-        works.append(
-            Work(
-                kernel.release, chosen_profile, make, scenarios, kernel.notes,
-                programs[kernel.arch], make_cold,
-            )
-        )  # fmt: skip
+        for boot, group in boots.items():
+            compiled = programs[kernel.arch]
+            works.append(_work(setup, kernel, chosen_profile, compiled, boot, group, record))
         booted.append(Booted(kernel, setup.kmods(kernel)))
+    if not works:
+        arches = sorted({s.arch for s in scenarios if s.arch})
+        raise UsageError(
+            f"all these scenarios are for {' or '.join(arches)}", f"add --arch {','.join(arches)}"
+        )
     return works, booted
+
+
+def _boots(scenarios: Sequence[Scenario], arch: str) -> dict[tuple[str, ...], list[Scenario]]:
+    """The scenarios that are for an architecture, by what the kernel's command line must have."""
+    found: dict[tuple[str, ...], list[Scenario]] = {}
+    for scenario in scenarios:
+        if scenario.arch in ("", arch):
+            found.setdefault(scenario.boot, []).append(scenario)
+    return found
+
+
+def _work(
+    setup: Setup, kernel: Kernel, chosen: profile.Profile, programs: Programs,
+    boot: tuple[str, ...], scenarios: Sequence[Scenario], record: Record,
+) -> Work:  # fmt: skip
+    """What is to be run on a kernel that is booted in one way."""
+    template = setup.template(kernel, programs, record.note, boot)
+
+    def make(name: str) -> VmTarget:
+        return setup.target(kernel, record.console(name), boot, template)
+
+    def make_cold(name: str) -> VmTarget:
+        return setup.target(kernel, record.console(name), boot, why="to confirm a failure")
+
+    return Work(kernel.release, chosen, make, scenarios, kernel.notes, programs, make_cold)
 
 
 def _decoder(setup: Setup, kernel: Kernel, modules: Path, mountpoint: Path) -> decode.Decoder:

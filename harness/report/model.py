@@ -226,6 +226,8 @@ class RunModel:
 
     def _on_kernel(self, e: Mapping[str, Any]) -> None:
         kernel = str(e["kernel"])
+        left_out = int(e.get("left_out", 0))
+        self.run = replace(self.run, planned=self.run.planned - left_out)
         self.kernels[kernel] = Kernel(
             kernel,
             reference=_text(e, "reference"),
