@@ -104,7 +104,10 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
         "--profile", metavar="NAME", help="hold the kernels to this policy (v5.10, v6.1 ...)"
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="VMs at a time (default: one a host CPU, 4 at most)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="VMs at a time (default: one a host CPU, two where they come from snapshots)",
     )
     parser.add_argument(
         "--together", type=int, metavar="N", default=LANES,
@@ -156,19 +159,12 @@ def _replay(path: Path) -> Scenario:
     return scenario_from_json(data)
 
 
-def _jobs(wanted: int | None) -> int:
-    if wanted is not None:
-        if wanted < 1:
-            raise UsageError("--jobs takes a number from 1 on")
-        return wanted
-    return min(len(os.sched_getaffinity(0)), 4)
-
-
 def check_options(args: argparse.Namespace) -> None:
     """Raises UsageError for a value of add_run_options that is none."""
     if args.profile:
         profile.choose("6.12", {}, args.profile)
-    _jobs(args.jobs)
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError("--jobs takes a number from 1 on")
     if not 1 <= args.together <= LANES:
         raise UsageError(f"--together takes a number from 1 to {LANES}")
 
@@ -263,7 +259,8 @@ def perform(
         interrupted = False
         try:
             works, booted = _works(setup, kernels, scenarios, override, record)
-            Schedule(works, record, _jobs(args.jobs), args.together).run()
+            jobs = setup.jobs(args.jobs, [one.kernel for one in booted])
+            Schedule(works, record, jobs, args.together).run()
             decode_reports(record, progress.model, booted, functools.partial(_decoder, setup))
         except KeyboardInterrupt:
             interrupted = True

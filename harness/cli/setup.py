@@ -8,7 +8,7 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,8 +58,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
     )
     group.add_argument(
-        "--engine", choices=ENGINES, default="virtme",
-        help="what boots a VM: virtme-ng, or QEMU directly (then with snapshots)",
+        "--engine", choices=("auto", *ENGINES), default="auto",
+        help="what boots a VM: virtme-ng, or QEMU directly (then with snapshots); auto: "
+        "virtme-ng for the host's own architecture, for any other QEMU directly",
     )  # fmt: skip
     group.add_argument(
         "--snapshots", action=argparse.BooleanOptionalAction, default=True,
@@ -147,7 +148,7 @@ class Setup:
     options: build.Options = field(default_factory=build.Options)
     tree_words: tuple[str, ...] = ()
     arches: tuple[Arch, ...] = ()
-    engine: str = "virtme"
+    engine: str = "auto"
     snapshots: bool = True
     _chosen: dict[str, tuple[Accelerator, qemu.Qemu]] = field(default_factory=dict, init=False)
     _roots: dict[str, Path] = field(default_factory=dict, init=False)
@@ -269,7 +270,7 @@ class Setup:
             (self.kmods(kernel), "cohabit/kmods"),
         )
         return Machine(
-            engine=self._direct(kernel, shares) if self.engine == "direct" else VIRTME,
+            engine=self._direct(kernel, shares) if self.directly(arch) else VIRTME,
             layers=(GUEST, kernel.tree, self.root(arch)),
             shares=shares,
             image=str(kernel.image.relative_to(kernel.tree)),
@@ -283,6 +284,27 @@ class Setup:
             arch=arch,
             boot=boot,
         )
+
+    def directly(self, arch: Arch) -> bool:
+        """Whether guests of an architecture are booted by QEMU directly.
+
+        virtme-ng's init is shell and udev, where its native program does not run: 10 s more
+        for each VM under emulation.
+        """
+        return self.engine == "direct" or (self.engine == "auto" and not arch.native)
+
+    def jobs(self, wanted: int | None, kernels: Iterable[Kernel]) -> int:
+        """How many VMs to have at a time; ``wanted``: what the user said.
+
+        One a CPU, 4 at most.  Where a VM comes from a snapshot it costs next to nothing, and
+        most of its time it waits for grace periods: twice as many.
+        """
+        if wanted is not None:
+            return wanted
+        cpus = len(os.sched_getaffinity(0))
+        arches = {ARCHES[kernel.arch] for kernel in kernels}
+        quick = self.snapshots and bool(arches) and all(self.directly(arch) for arch in arches)
+        return min(2 * cpus, 8) if quick else min(cpus, 4)
 
     def _direct(self, kernel: Kernel, shares: tuple[tuple[Path, str], ...]) -> Engine:
         arch = ARCHES[kernel.arch]
@@ -316,7 +338,7 @@ class Setup:
 
         ``programs``: compiled BPF programs; ``say`` takes what is told of its making.
         """
-        if self.engine != "direct" or not self.snapshots:
+        if not self.directly(ARCHES[kernel.arch]) or not self.snapshots:
             return None
         _, program = self.accelerator(kernel)
         machine = self.machine(kernel, boot)
