@@ -102,6 +102,7 @@ class ModelKernel:
             "release": self.release,
             "notes": "its own",
             "livepatch": version >= FIRST["livepatch"].get(self.profile.arch, (0, 0)),
+            "compiled": False,
             "lockdep": False,
             "machine": named(self.profile.arch).machine,
             "kaslr": self.reach == "far",
