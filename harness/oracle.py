@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness import errno_names
 from harness.ftrace import Record, Registry, parse
+from harness.ftrace.site import Site, of_agent
 from harness.policy import rules
 from harness.policy.behaviour import BehaviourPrediction
 from harness.policy.predict import Prediction, RecordPrediction
+from harness.policy.site import SitePrediction
 from harness.scenario.functions import FUNCTIONS
 
 
@@ -40,7 +42,8 @@ class Observation:
     ``calls`` is the agent's (harness/agent/observe.py); ``log`` the kernel's
     records; ``findings`` the titles of the reports among them; ``held`` the body
     that a call which was let go went through; ``watched`` the texts of the registry
-    that were read while the step was done.
+    that were read while the step was done; ``sites``: the functions' call sites, where
+    they were looked at.
     """
 
     errno: int
@@ -55,6 +58,7 @@ class Observation:
     findings: Sequence[str] = ()
     held: str | None = None
     watched: Sequence[Registry] = ()
+    sites: Mapping[str, Site] = field(default_factory=dict)
 
     def record(self, function: str) -> Record | None:
         """The function's record in enabled_functions."""
@@ -89,6 +93,7 @@ class Observation:
             "livepatch": self.livepatch,
             "sysctl": {"kernel.ftrace_enabled": self.ftrace_enabled},
             **({"held": {"body": self.held}} if self.held else {}),
+            **({"site": {f: s.to_json() for f, s in self.sites.items()}} if self.sites else {}),
         }
 
 
@@ -107,10 +112,11 @@ def observation(
     Errno and remark of each act are to be added by who knows whose it was.
     """
     touched = reply.get("touched_functions")
+    registry = parse(reply["enabled_functions"] or "")
     return Observation(
         errno=int(reply.get("errno", 0)) if errno is None else errno,
         remark=str(reply.get("remark", "")),
-        registry=parse(reply["enabled_functions"] or ""),
+        registry=registry,
         touched=parse(touched) if touched is not None else None,
         calls=reply["calls"],
         livepatch=reply["livepatch"],
@@ -119,7 +125,16 @@ def observation(
         log_complete=bool(reply["log_complete"]),
         findings=findings,
         watched=tuple(parse(text) for text in (reply.get("watched") or {}).get("texts", ())),
+        sites={
+            function: of_agent(site, _direct_name(registry, function))
+            for function, site in (reply.get("sites") or {}).items()
+        },
     )
+
+
+def _direct_name(registry: Registry, function: str) -> str:
+    record = registry.get(function, FUNCTIONS[function].module)
+    return record.direct.name if record and record.direct else ""
 
 
 def _record_json(record: Record | None) -> dict[str, Any] | None:
@@ -199,7 +214,27 @@ def compare_own(
     for function in functions:
         found += _compare_record(function, prediction.registry[function], seen.record(function))
         found += _compare_call(function, prediction.behaviour[function], seen.calls[function])
+    for function, expected in prediction.site.items():
+        found += _compare_site(function, expected, seen.sites.get(function))
     return tuple(found)
+
+
+def _compare_site(function: str, expected: SitePrediction, seen: Site | None) -> list[Mismatch]:
+    """A call site: what the addresses say, what the instruction says, what the ops before it."""
+    rule = rules.BRANCH_RANGE.name
+    if seen is None or seen.errno:
+        got = errno_text(seen.errno) if seen else "nothing"
+        return [Mismatch("site", f"{function} call site", expected.path, got, rule)]
+    distance = "" if seen.distance is None else f" ({seen.distance} bytes)"
+    found = []
+    for what, want, got in (
+        ("trampoline", expected.reach, f"{seen.reach}{distance}"),
+        ("call site", expected.path, f"{seen.path} ({seen.decoded})"),
+        ("ops leads to the trampoline", expected.calls_back, str(seen.calls_back)),
+    ):
+        if str(want) != got.split(" ")[0]:
+            found.append(Mismatch("site", f"{function} {what}", str(want), got, rule))
+    return found
 
 
 def compare_watched(

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from harness import oracle
 from harness.ftrace import Registry, parse
+from harness.ftrace.site import of_record
 from harness.oracle import Mismatch, Observation
 from harness.policy.attachers import ATTACHERS
 from harness.policy.predict import Prediction, applies
@@ -98,6 +99,7 @@ class Recorded:
             log=event["log"],
             log_complete=True,
             held=(seen.get("held") or {}).get("body"),
+            sites={f: of_record(site) for f, site in (seen.get("site") or {}).items()},
         )
 
     def _call(self, behaviour: Mapping[str, Any]) -> dict[str, Any]:

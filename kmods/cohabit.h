@@ -96,10 +96,6 @@ extern struct mutex cohabit_lock;
 /* tgid of the caller under test; -1: none yet. */
 extern pid_t cohabit_caller;
 
-/* The trampolines of a slot: two here, and two in cohabit_far.ko. */
-#define COHABIT_ALTERNATES	4
-#define COHABIT_FAR_ALTERNATE	2
-
 int cohabit_direct_modify(unsigned int nr, unsigned int alternate);
 void cohabit_direct_set_far(const unsigned long *tramps, struct module *owner);
 

@@ -19,6 +19,8 @@
 #define COHABIT_FMOD_RETS	40
 #define COHABIT_MAX_CALLS	1024	/* of one COHABIT_IOC_CALLS */
 #define COHABIT_VENEER		4	/* instructions of one, at most */
+#define COHABIT_ALTERNATES	4	/* trampolines of a slot of DIRECT: two, and two in cohabit_far.ko */
+#define COHABIT_FAR_ALTERNATE	2	/* the first of those */
 
 /* The first argument of lane n is this + n, whoever calls it. */
 #define COHABIT_LANE_ARG	0x1000

@@ -31,9 +31,8 @@ KMOD_KINDS = {
     "fprobe-exit": (abi.KIND_FPROBE, abi.F_EXIT),
 }
 
-#: The module with trampolines that are far from everything, and the first of a slot's there.
+#: The module with trampolines that are far from everything.
 FAR_MODULE = "cohabit_far"
-FAR_ALTERNATE = 2
 
 #: struct cohabit_stat: kind, slot, index, nr_args; hits, others; args[]; ret; the
 #: three kinds of ops_func calls; via, has_ret.
@@ -224,7 +223,7 @@ class KmodAttachment(Attachment):
 
     def modify(self, alternate: int) -> Outcome:
         """Makes a direct attachment go through another of its trampolines: see abi.Modify."""
-        if alternate >= FAR_ALTERNATE and (error := self._control.load_far()):
+        if alternate >= abi.FAR_ALTERNATE and (error := self._control.load_far()):
             return Outcome(error, "loading " + FAR_MODULE)
         argument = abi.Modify(slot=self.slot, alternate=alternate)
         return Outcome(self._control.request(abi.IOC_MODIFY, argument))

@@ -24,6 +24,9 @@ class Service:
         self._functions: dict[str, dict[str, Any]] = {}
         self._bpf_source = ""
         self._state: Optional[tuple[Caller, Observer, Acts]] = None
+        self._greeting: tuple[Any, ...] = ()
+        self._facts: dict[str, Any] = {}
+        self._modules: dict[str, Any] = {}
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answers one request; raises for one that makes no sense."""
@@ -48,9 +51,16 @@ class Service:
     ) -> dict[str, Any]:
         """Takes the table of functions; gives facts about the kernel.
 
+        The same greeting once more changes nothing.
+
         ``patience``: seconds that the kernel has for what it does by itself;
         ``reload_bpf``: load a BPF program anew for each attach.
         """
+        greeting = (functions, bpf_source, patience, reload_bpf)
+        if self._state is not None and self._greeting == greeting:
+            # A restored VM: all of this is there, from before.
+            return {**self._facts, "uptime": system.uptime(), "compiled": self.compiled}
+        self._greeting = greeting
         self._functions = functions
         self._bpf_source = bpf_source
         caller = Caller(functions)
@@ -58,7 +68,8 @@ class Service:
         observer = Observer(caller, sources)
         acts = Acts(functions, caller, sources, patience, reload_bpf)
         self._state = caller, observer, acts
-        return {
+        self._modules = {}
+        self._facts = {
             "release": platform.release(),
             "machine": platform.machine(),
             "notes": system.digest("/sys/kernel/notes"),
@@ -69,19 +80,37 @@ class Service:
             "livepatch": os.path.isdir("/sys/kernel/livepatch"),
             # kernel/locking/lockdep_proc.c
             "lockdep": os.path.exists("/proc/lockdep_stats"),
+            "kaslr": system.kaslr(),
             "vmlinux_btf": os.path.exists("/sys/kernel/btf/vmlinux"),
             "kprobe_multi": bpf.has_kprobe_multi(),
             "tracers": (system.read(TRACEFS + "available_tracers") or "").split(),
-            "uptime": float((system.read("/proc/uptime") or "0").split()[0]),
             "clocksource": (
                 system.read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
                 or ""
             ).strip(),
         }
+        return {**self._facts, "uptime": system.uptime(), "compiled": False}
+
+    @property
+    def compiled(self) -> bool:
+        """Whether BPF programs were given."""
+        return self._state is not None and self._state[2].has_programs
+
+    def do_restored(self, entropy: str, now: float, hostname: str) -> dict[str, Any]:
+        """Makes a VM that goes on from a snapshot one of its own; gives what it is now.
+
+        ``entropy``: random bytes in hexadecimal; ``now``: the time, in seconds since the
+        epoch.  Needs no hello.
+        """
+        from . import restored
+
+        return restored.renew(bytes.fromhex(entropy), now, hostname)
 
     def do_modules(self) -> dict[str, Any]:
         """Loads the control module and the test functions; gives what they can."""
         _, _, acts = self._parts()
+        if self._modules:
+            return self._modules
         for name in ("cohabit", TEST_MODULE):
             if not system.module_loaded(name):
                 error = system.load_module(system.kmod(name))
@@ -89,7 +118,7 @@ class Service:
                     raise OSError(error, "loading %s.ko: %s" % (name, os.strerror(error)))
         control = Control()
         acts.use_control(control)
-        return {
+        self._modules = {
             "direct": bool(control.info.has_direct),
             "ops_func": bool(control.info.has_ops_func),
             "livepatch_save_regs": bool(control.info.klp_save_regs),
@@ -98,6 +127,7 @@ class Service:
             "kprobes_on_ftrace": bool(control.info.kprobes_on_ftrace),
             "module_btf": os.path.exists("/sys/kernel/btf/" + TEST_MODULE),
         }
+        return self._modules
 
     def do_compile(self, programs: Optional[dict[str, str]] = None) -> dict[str, Any]:
         """Compiles all BPF programs; gives their instructions in hexadecimal.

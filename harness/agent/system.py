@@ -106,6 +106,11 @@ def read(path: str) -> Optional[str]:
         raise
 
 
+def uptime() -> float:
+    """Seconds since the kernel's boot."""
+    return float((read("/proc/uptime") or "0").split()[0])
+
+
 def write(path: str, text: str) -> int:
     """One write(2) of the text; its errno (a shell's echo would turn it into words)."""
     try:
@@ -119,6 +124,20 @@ def write(path: str, text: str) -> int:
     finally:
         os.close(fd)
     return 0
+
+
+def kaslr() -> Optional[bool]:
+    """Whether the kernel moved itself at boot; None on other architectures than arm64.
+
+    There it lies 2 GB above the end of the linear map, a power of two below the end of
+    all addresses (arch/arm64/include/asm/memory.h: KIMAGE_VADDR), unless it was moved.
+    """
+    if platform.machine() != "aarch64":
+        return None
+    with open("/proc/kallsyms", "rb") as file:
+        text = int(file.readline().split()[0], 16)
+    below = (1 << 64) - (text - (2 << 30))
+    return below & (below - 1) != 0
 
 
 class KernelLog:

@@ -83,7 +83,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     running.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="as for `cohabit run`"
     )
-    parser.set_defaults(handler=run, cpus=1, memory=1024, arches=())
+    parser.set_defaults(handler=run, cpus=1, memory=1024, arches=(), engine="auto", snapshots=False)
 
 
 def _release(text: str) -> Version:

@@ -104,7 +104,10 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
         "--profile", metavar="NAME", help="hold the kernels to this policy (v5.10, v6.1 ...)"
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="VMs at a time (default: one a host CPU, 4 at most)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="VMs at a time (default: one a host CPU, two where they come from snapshots)",
     )
     parser.add_argument(
         "--together", type=int, metavar="N", default=LANES,
@@ -156,32 +159,25 @@ def _replay(path: Path) -> Scenario:
     return scenario_from_json(data)
 
 
-def _jobs(wanted: int | None) -> int:
-    if wanted is not None:
-        if wanted < 1:
-            raise UsageError("--jobs takes a number from 1 on")
-        return wanted
-    return min(len(os.sched_getaffinity(0)), 4)
-
-
 def check_options(args: argparse.Namespace) -> None:
     """Raises UsageError for a value of add_run_options that is none."""
     if args.profile:
         profile.choose("6.12", {}, args.profile)
-    _jobs(args.jobs)
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError("--jobs takes a number from 1 on")
     if not 1 <= args.together <= LANES:
         raise UsageError(f"--together takes a number from 1 to {LANES}")
 
 
 def _works(
     setup: Setup, kernels: Iterable[tuple[str, Kernel]], scenarios: Sequence[Scenario],
-    override: str | None, record: Record,
+    override: str | None, record: Record
 ) -> tuple[list[Work], list[Booted]]:  # fmt: skip
     works: list[Work] = []
     booted: list[Booted] = []
     programs = {arch: Programs(setup.store.state, arch) for arch in ARCHES}
     for reference, kernel in kernels:
-        if any(work.kernel == kernel.release for work in works):
+        if any(one.kernel.release == kernel.release for one in booted):
             raise UsageError(
                 f"{reference} is {kernel.release}, which another --kernel names too",
                 "name each kernel once",
@@ -189,24 +185,50 @@ def _works(
         # Build errors and a missing QEMU are to be told before anything is booted.
         setup.machine(kernel)
         chosen_profile = profile.choose(kernel.release, kernel.config, override, kernel.arch)
+        boots = _boots(scenarios, kernel.arch)
+        there = sum(len(group) for group in boots.values())
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
             arch=kernel.arch, origin=kernel.origin, profile=chosen_profile.name,
             profile_why=chosen_profile.why, image_bytes=kernel.image.stat().st_size,
             options=list(kernel.options), config=profile.options(kernel.config),
+            left_out=len(scenarios) - there,
         )  # fmt: skip
-
-        def make(name: str, kernel: Kernel = kernel) -> VmTarget:
-            return setup.target(kernel, record.console(name))
-
-        works.append(
-            Work(
-                kernel.release, chosen_profile, make, scenarios, kernel.notes,
-                programs[kernel.arch],
-            )
-        )  # fmt: skip
+        for boot, group in boots.items():
+            compiled = programs[kernel.arch]
+            works.append(_work(setup, kernel, chosen_profile, compiled, boot, group, record))
         booted.append(Booted(kernel, setup.kmods(kernel)))
+    if not works:
+        arches = sorted({s.arch for s in scenarios if s.arch})
+        raise UsageError(
+            f"all these scenarios are for {' or '.join(arches)}", f"add --arch {','.join(arches)}"
+        )
     return works, booted
+
+
+def _boots(scenarios: Sequence[Scenario], arch: str) -> dict[tuple[str, ...], list[Scenario]]:
+    """The scenarios that are for an architecture, by what the kernel's command line must have."""
+    found: dict[tuple[str, ...], list[Scenario]] = {}
+    for scenario in scenarios:
+        if scenario.arch in ("", arch):
+            found.setdefault(scenario.boot, []).append(scenario)
+    return found
+
+
+def _work(
+    setup: Setup, kernel: Kernel, chosen: profile.Profile, programs: Programs,
+    boot: tuple[str, ...], scenarios: Sequence[Scenario], record: Record,
+) -> Work:  # fmt: skip
+    """What is to be run on a kernel that is booted in one way."""
+    template = setup.template(kernel, programs, record.note, boot)
+
+    def make(name: str) -> VmTarget:
+        return setup.target(kernel, record.console(name), boot, template)
+
+    def make_cold(name: str) -> VmTarget:
+        return setup.target(kernel, record.console(name), boot, why="to confirm a failure")
+
+    return Work(kernel.release, chosen, make, scenarios, kernel.notes, programs, make_cold)
 
 
 def _decoder(setup: Setup, kernel: Kernel, modules: Path, mountpoint: Path) -> decode.Decoder:
@@ -237,7 +259,8 @@ def perform(
         interrupted = False
         try:
             works, booted = _works(setup, kernels, scenarios, override, record)
-            Schedule(works, record, _jobs(args.jobs), args.together).run()
+            jobs = setup.jobs(args.jobs, [one.kernel for one in booted])
+            Schedule(works, record, jobs, args.together).run()
             decode_reports(record, progress.model, booted, functools.partial(_decoder, setup))
         except KeyboardInterrupt:
             interrupted = True

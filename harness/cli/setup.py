@@ -7,7 +7,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +20,16 @@ from harness.kernels.model import Kernel
 from harness.kernels.references import is_tree, resolve
 from harness.kernels.store import Store, default_root
 from harness.kernels.trees import Tree
+from harness.run.programs import Programs
+from harness.run.template import KernelTemplate
+from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
 from vm import accel, disks, initramfs, process, qemu, rootfs
 from vm.direct import Direct
 from vm.machine import GUEST, Accelerator, Engine, Machine
 from vm.virtme import VIRTME
+
+Say = Callable[[str], None]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: By architecture; arm64 had no livepatch, nor fprobes, when 6.12 was made.
@@ -52,8 +58,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
     )
     group.add_argument(
-        "--engine", choices=ENGINES, default="virtme",
-        help="what boots a VM: virtme-ng, or QEMU directly (then with snapshots)",
+        "--engine", choices=("auto", *ENGINES), default="auto",
+        help="what boots a VM: virtme-ng, or QEMU directly (then with snapshots); auto: "
+        "virtme-ng for the host's own architecture, for any other QEMU directly",
     )  # fmt: skip
     group.add_argument(
         "--snapshots", action=argparse.BooleanOptionalAction, default=True,
@@ -141,11 +148,13 @@ class Setup:
     options: build.Options = field(default_factory=build.Options)
     tree_words: tuple[str, ...] = ()
     arches: tuple[Arch, ...] = ()
-    engine: str = "virtme"
+    engine: str = "auto"
     snapshots: bool = True
     _chosen: dict[str, tuple[Accelerator, qemu.Qemu]] = field(default_factory=dict, init=False)
     _roots: dict[str, Path] = field(default_factory=dict, init=False)
     _tools: dict[str, Path] = field(default_factory=dict, init=False)
+    _machines: dict[tuple[str, tuple[str, ...]], Machine] = field(default_factory=dict, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Setup:
@@ -242,6 +251,13 @@ class Setup:
 
     def machine(self, kernel: Kernel, boot: tuple[str, ...] = ()) -> Machine:
         """A VM for that kernel, modules and agent in place; ``boot``: see Machine."""
+        key = (str(kernel.image), boot)
+        with self._lock:
+            if key not in self._machines:
+                self._machines[key] = self._machine(kernel, boot)
+            return self._machines[key]
+
+    def _machine(self, kernel: Kernel, boot: tuple[str, ...]) -> Machine:
         arch = ARCHES[kernel.arch]
         accelerator, program = self.accelerator(kernel)
         if accelerator.name == "tcg" and self.cpus > 1 and not program.safe_with_tcg:
@@ -254,7 +270,7 @@ class Setup:
             (self.kmods(kernel), "cohabit/kmods"),
         )
         return Machine(
-            engine=self._direct(kernel, shares) if self.engine == "direct" else VIRTME,
+            engine=self._direct(kernel, shares) if self.directly(arch) else VIRTME,
             layers=(GUEST, kernel.tree, self.root(arch)),
             shares=shares,
             image=str(kernel.image.relative_to(kernel.tree)),
@@ -269,6 +285,27 @@ class Setup:
             boot=boot,
         )
 
+    def directly(self, arch: Arch) -> bool:
+        """Whether guests of an architecture are booted by QEMU directly.
+
+        virtme-ng's init is shell and udev, where its native program does not run: 10 s more
+        for each VM under emulation.
+        """
+        return self.engine == "direct" or (self.engine == "auto" and not arch.native)
+
+    def jobs(self, wanted: int | None, kernels: Iterable[Kernel]) -> int:
+        """How many VMs to have at a time; ``wanted``: what the user said.
+
+        One a CPU, 4 at most.  Where a VM comes from a snapshot it costs next to nothing, and
+        most of its time it waits for grace periods: twice as many.
+        """
+        if wanted is not None:
+            return wanted
+        cpus = len(os.sched_getaffinity(0))
+        arches = {ARCHES[kernel.arch] for kernel in kernels}
+        quick = self.snapshots and bool(arches) and all(self.directly(arch) for arch in arches)
+        return min(2 * cpus, 8) if quick else min(cpus, 4)
+
     def _direct(self, kernel: Kernel, shares: tuple[tuple[Path, str], ...]) -> Engine:
         arch = ARCHES[kernel.arch]
         root, tools = self.root(arch), self.tools(arch)
@@ -281,8 +318,28 @@ class Setup:
         lowest = disks.disk(self.store, say, root, "", tools, f"the guest root for {arch.name}")
         return Direct(kernel.image, archive, (tree, lowest))
 
-    def target(self, kernel: Kernel, console: Path, boot: tuple[str, ...] = ()) -> VmTarget:
-        """A VM, not started; ``boot``: see Machine."""
+    def target(
+        self,
+        kernel: Kernel,
+        console: Path,
+        boot: tuple[str, ...] = (),
+        template: Template | None = None,
+        why: str = "",
+    ) -> VmTarget:
+        """A VM, not started; ``boot``: see Machine; ``template`` and ``why``: see VmTarget."""
         _, program = self.accelerator(kernel)
         version = ".".join(str(part) for part in program.version)
-        return VmTarget(self.machine(kernel, boot), version, console)
+        return VmTarget(self.machine(kernel, boot), version, console, template, why)
+
+    def template(
+        self, kernel: Kernel, programs: Programs, say: Say, boot: tuple[str, ...] = ()
+    ) -> Template | None:
+        """What VMs for that kernel are restored from, None where all of them boot.
+
+        ``programs``: compiled BPF programs; ``say`` takes what is told of its making.
+        """
+        if not self.directly(ARCHES[kernel.arch]) or not self.snapshots:
+            return None
+        _, program = self.accelerator(kernel)
+        machine = self.machine(kernel, boot)
+        return KernelTemplate(machine, program.version, kernel, programs, self.store, say)

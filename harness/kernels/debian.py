@@ -319,7 +319,8 @@ def _unknown(name: str, series: bool, packages: Sequence[Package], arch: Arch) -
     if series:
         known = list(dict.fromkeys(".".join(r.release.split(".")[:2]) for r in every))
         return UsageError(
-            f"debian:{name}: no reachable suite has a {arch.debian} cloud kernel of that series",
+            f"debian:{name}: no reachable suite has a cloud kernel of that series "
+            f"for {arch.debian}",
             f"there are {', '.join(known)}",
         )
     names = [release.release for release in every]

@@ -149,6 +149,16 @@ class Store:
                 self._make(final, kind, inputs, make, label)
                 return self._hand_out(final)
 
+    def discard(self, kind: str, inputs: Mapping[str, str]) -> None:
+        """Make sure that what was made from ``inputs`` is not found again.
+
+        Whoever uses it keeps it, as far as files that are open or mapped go.
+        """
+        final = self.root / "objects" / kind / key_of(kind, inputs)
+        with self._disk_errors(), self._turn(f"{kind}-{final.name}", kind, lambda _: None):
+            if self.pin(final):
+                self._discard(final)
+
     def find(self, kind: str, inputs: Mapping[str, str]) -> Entry | None:
         """Return the entry made from ``inputs`` if there is one; its files are not checked."""
         return _read_entry(self.root / "objects" / kind / key_of(kind, inputs))

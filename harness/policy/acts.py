@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, replace
 
+from harness.agent import abi
 from harness.scenario.functions import FUNCTIONS
 from harness.scenario.steps import (
     Attach,
@@ -52,7 +53,8 @@ def planned(state: State, step: Attach, slot: int | None = None) -> Attached:
     """The attachment that an attach step would make, in the lowest free slot or a given one."""
     if slot is None:
         slot = state.free_slot(step.attacher, step.functions)
-    return Attached(step.id, step.attacher, step.functions, slot)
+    alternate = abi.FAR_ALTERNATE if step.far else 0
+    return Attached(step.id, step.attacher, step.functions, slot, alternate=alternate)
 
 
 def transition(

@@ -50,9 +50,11 @@ class Known:
 
     def concerns(self, scenario: str, version: Version, arch: str = "x86-64") -> bool:
         """Whether a scenario on a release may show it."""
-        return self.there(version, arch) and any(
-            fnmatch.fnmatchcase(scenario, glob) for glob in self.scenarios
-        )
+        return self.there(version, arch) and self.names(scenario)
+
+    def names(self, scenario: str) -> bool:
+        """Whether a scenario is one of those that may show it somewhere."""
+        return any(fnmatch.fnmatchcase(scenario, glob) for glob in self.scenarios)
 
     def reported(self, title: str, lockdep: bool) -> bool:
         """Whether a report of this title is it."""
@@ -159,6 +161,12 @@ KNOWN: tuple[Known, ...] = (
 def breaks(scenario: str, version: Version, arch: str = "x86-64") -> bool:
     """Whether a scenario may leave a kernel of that release damaged for what runs beside it."""
     return any(k.report and k.concerns(scenario, version, arch) for k in KNOWN)
+
+
+def spares(scenario: str, arch: str) -> bool:
+    """Whether the damage that a scenario may leave is known of other architectures only."""
+    damage = [k for k in KNOWN if k.report and k.names(scenario)]
+    return bool(damage) and all(arch not in k.arches for k in damage)
 
 
 def of_report(

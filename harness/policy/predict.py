@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.scenario.steps import (
@@ -24,6 +24,8 @@ from .acts import Act, planned, transition
 from .behaviour import BehaviourPrediction, behaviour, works
 from .profile import Profile
 from .rules import Rule
+from .site import SitePrediction
+from .site import predict as site
 from .state import State
 
 __all__ = ["Prediction", "RecordPrediction", "applies", "planned", "predict", "witnesses"]
@@ -63,7 +65,8 @@ class Prediction:
     """Every witness of a step; ``rule`` is the one that decided its errno.
 
     ``report``: text in the title of a report that the kernel must make, and in those of
-    further ones that may follow; ``held``: the body of a call that was let go.
+    further ones that may follow; ``held``: the body of a call that was let go; ``site``:
+    the functions' call sites, of a scenario that promises a reach.
     """
 
     errno: tuple[int, ...]
@@ -75,6 +78,7 @@ class Prediction:
     log: tuple[str, ...] = ()
     report: tuple[str, ...] = ()
     held: str | None = None
+    site: dict[str, SitePrediction] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As in docs/events.md."""
@@ -88,6 +92,7 @@ class Prediction:
             "log": list(self.log),
             **({"report": self.report[0]} if self.report else {}),
             **({"held": {"body": self.held}} if self.held else {}),
+            **({"site": {f: s.to_json() for f, s in self.site.items()}} if self.site else {}),
         }
 
 
@@ -105,14 +110,19 @@ def applies(state: State, step: Step) -> bool:
 
 
 def predict(
-    state: State, step: Step, functions: tuple[str, ...], profile: Profile
+    state: State, step: Step, functions: tuple[str, ...], profile: Profile, reach: str = ""
 ) -> tuple[Prediction, State]:
-    """What every witness must say after the step, and the state that it leaves."""
+    """What every witness must say after the step, and the state that it leaves.
+
+    ``reach``: what the scenario promises.
+    """
     act, after = transition(state, step, profile)
-    return witnesses(after, act, functions, profile), after
+    return witnesses(after, act, functions, profile, reach), after
 
 
-def witnesses(state: State, act: Act, functions: tuple[str, ...], profile: Profile) -> Prediction:
+def witnesses(
+    state: State, act: Act, functions: tuple[str, ...], profile: Profile, reach: str = ""
+) -> Prediction:
     """What every witness must say in a state, after an act that led there."""
     return Prediction(
         errno=(act.errno,),
@@ -124,6 +134,7 @@ def witnesses(state: State, act: Act, functions: tuple[str, ...], profile: Profi
         log=act.log,
         report=act.report,
         held=act.held,
+        site={f: site(state, f, profile, reach) for f in functions} if reach else {},
     )
 
 
@@ -164,7 +175,7 @@ def record(state: State, function: str, profile: Profile) -> RecordPrediction | 
             if attached.kind.bpf:
                 direct = "bpf_trampoline_"
             elif attached.kind.direct:
-                direct = f"cohabit_direct_tramp_{attached.slot + 8 * attached.alternate}"
+                direct = attached.trampoline
     jmp, why = _jmp(state, function, profile)
     user = next(a for a in here if ops.on_ftrace(a, profile))
     named = ops.callback(user) if now.call_ops else None

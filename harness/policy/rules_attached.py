@@ -8,6 +8,7 @@ import errno
 from .rule import (
     ARM64,
     ARM64_DIRECT,
+    ARM64_ENTRY,
     ARM64_FPROBE,
     ARM64_LIVEPATCH,
     FTRACE,
@@ -181,6 +182,18 @@ MODIFY_MOVES = Rule(
     ("direct/modify", "direct-share+*/modify", "*+direct-share/modify"),
     arm64=ARM64_DIRECT,
     needs="direct_calls",
+)
+BRANCH_RANGE = Rule(
+    "branch-range",
+    "arch/arm64/kernel/ftrace.c: ftrace_find_callable_addr, ftrace_make_call; " + ARM64_ENTRY,
+    "The only user of a function, if it is a direct call, is called by a BL to its trampoline "
+    "within 128 MB; beyond, and beside other users, the BL goes to ftrace_caller, which goes on "
+    "to the trampoline.",
+    ("reach/*/far/alone*", "reach/*/modify*"),
+    since=(6, 4),
+    arches=ARM64,
+    needs="direct_calls",
+    differs="x86-64's CALL leads 2 GB far, where all code of the kernel and of modules is.",
 )
 DIRECT_SAVES_REGS = Rule(
     "direct-saves-regs",

@@ -63,7 +63,7 @@ MODIFIED_WHEN_REWRITTEN = Rule(
     "modified-when-rewritten",
     FTRACE + "ftrace_check_record",
     "M is set only when the call site is rewritten: not by the third user of a function.",
-    ("livepatch/as-third",),
+    ("livepatch/as-third", "ipmodify/as-third"),
     since=(6, 4),
     differs="A call site of x86-64 is rewritten when the trampoline of its only user comes or "
     "goes, one of arm64 when the pointer to that user before the function does. Both "

@@ -7,6 +7,8 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from harness.agent.abi import FAR_ALTERNATE, SLOTS
+
 from .attachers import ATTACHERS, Attacher
 
 #: Where a livepatch stands (kernel/livepatch/transition.c); ``on`` for all else.
@@ -20,9 +22,9 @@ class Attached:
     """An attachment: its id in the scenario, what it is, where, and its slot.
 
     ``phase``: of a livepatch; ``forced``: its transition was forced while it left,
-    so its module stays for good; ``alternate``: which of its two trampolines a
-    direct call goes to; ``shares``: how often its ops_func was asked (SELF, PEER,
-    and told that the peer left); ``sharing``: its flag, where sharing is one.
+    so its module stays for good; ``alternate``: which of its trampolines a
+    direct call goes to, 2 and 3 the far ones; ``shares``: how often its ops_func was
+    asked (SELF, PEER, and told that the peer left); ``sharing``: its flag, where sharing is one.
     """
 
     id: str
@@ -51,6 +53,17 @@ class Attached:
         if self.kind.ops == "livepatch":
             return f"livepatch-{'abcd'[self.slot]}"
         return f"{self.attacher}-{self.slot}"
+
+    @property
+    def far(self) -> bool:
+        """Whether a direct call goes to a trampoline that is far from all functions."""
+        return self.alternate >= FAR_ALTERNATE
+
+    @property
+    def trampoline(self) -> str:
+        """The name of a direct call's trampoline, unless it is a BPF one."""
+        there = "far" if self.far else "direct"
+        return f"cohabit_{there}_tramp_{self.slot + SLOTS * (self.alternate % FAR_ALTERNATE)}"
 
     @property
     def module(self) -> str:

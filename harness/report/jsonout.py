@@ -120,6 +120,7 @@ def _group(model: RunModel, group: Group) -> dict[str, Any]:
         "verdict": group.verdict,
         "reason": group.reason,
         "attributed": model.attributed(group),
+        "disputed": group.disputed,
     }
 
 
@@ -133,6 +134,7 @@ def _scenario(model: RunModel, scenario: Scenario, counts: bool) -> dict[str, An
         "counts": counts,
         "group": scenario.group or None,
         "regrouped": scenario.regrouped or None,
+        "disputed": scenario.disputed,
         "functions": list(scenario.functions),
         "attachers": list(scenario.attachers or scenario.attacher_of.values()),
         "matrix": scenario.matrix and list(scenario.matrix),

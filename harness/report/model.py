@@ -97,9 +97,9 @@ class RunModel:
     def tries(self, kernel: str, name: str) -> list[Scenario]:
         """The attempts that count at one scenario on one kernel.
 
-        A LOST or INFRA attempt that was repeated is not among them, nor a start in a
-        group that was void and followed by another; any other verdict stands,
-        whatever came after it.
+        A LOST or INFRA attempt that was repeated is not among them, nor one that failed in
+        a restored VM and was repeated in one that was booted, nor a start in a group that
+        was void and followed by another; any other verdict stands, whatever came after it.
         """
         found = [self.attempts[i] for i in self._tries.get((kernel, name), ())]
         last = max((s.attempt for s in found), default=0)
@@ -108,7 +108,7 @@ class RunModel:
             s
             for s in found
             if (s.attempt >= last or s.recorded_verdict not in NO_RESULT)
-            and (not s.regrouped or s is final)
+            and (not (s.regrouped or s.disputed) or s is final)
         ]
 
     def of_kernel(self, kernel: str) -> list[Scenario]:
@@ -119,6 +119,17 @@ class RunModel:
         """The attempts that don't count, because a second one followed."""
         counting = {s.id for s in self.scenarios}
         return [s for s in self.attempts.values() if s.id not in counting]
+
+    def disputes(self) -> list[tuple[Scenario, list[Scenario]]]:
+        """The attempts that failed in a restored VM, each with what counts instead.
+
+        That is empty where nothing does: it was not run again.
+        """
+        return [
+            (s, [other for other in self.tries(s.kernel, s.name) if other.id != s.id])
+            for s in self.attempts.values()
+            if s.disputed
+        ]
 
     def counts(self) -> dict[str, int]:
         """Scenarios by verdict, worst first, without zeros."""
@@ -159,7 +170,7 @@ class RunModel:
             (
                 g
                 for g in self.groups.values()
-                if g.verdict not in HARMLESS and not self.attributed(g)
+                if g.verdict not in HARMLESS and not self.attributed(g) and not self.settled(g)
             ),
             key=_rank,
         )
@@ -168,6 +179,13 @@ class RunModel:
         """The later starts of a group's members, whose start in the group was void."""
         void = [s for s in map(self.attempts.get, group.scenarios) if s and s.regrouped]
         return [a for s in void for a in self.tries(s.kernel, s.name) if a.id != s.id]
+
+    def settled(self, group: Group) -> bool:
+        """Whether a booted VM has decided on what went wrong with a group in a restored one."""
+        void = [s for s in map(self.attempts.get, group.scenarios) if s and s.regrouped]
+        return group.disputed and all(
+            any(a.id != s.id and a.finished for a in self.tries(s.kernel, s.name)) for s in void
+        )
 
     def attributed(self, group: Group) -> bool:
         """Whether a member had a group's accident again alone, and so stands for it.
@@ -208,6 +226,8 @@ class RunModel:
 
     def _on_kernel(self, e: Mapping[str, Any]) -> None:
         kernel = str(e["kernel"])
+        left_out = int(e.get("left_out", 0))
+        self.run = replace(self.run, planned=self.run.planned - left_out)
         self.kernels[kernel] = Kernel(
             kernel,
             reference=_text(e, "reference"),
@@ -281,6 +301,14 @@ class RunModel:
         self.attempts[scenario.id] = replace(
             scenario, regrouped=_text(e, "reason") or "its group", recorded_verdict=""
         )
+
+    def _on_scenario_confirm(self, e: Mapping[str, Any]) -> None:
+        scenario = self.attempts[e["scenario"]]
+        self.attempts[scenario.id] = replace(scenario, disputed=True)
+
+    def _on_group_confirm(self, e: Mapping[str, Any]) -> None:
+        group = self.groups[e["group"]]
+        self.groups[group.id] = replace(group, disputed=True)
 
     def _on_group_start(self, e: Mapping[str, Any]) -> None:
         group = str(e["group"])

@@ -213,7 +213,8 @@ class Scenario:
     ``planned`` are the step objects it was to do; ``skipped`` the indexes of those
     that did not apply (detaching what had been refused).  ``matrix`` and
     ``attachers`` are in order of arrival.  ``group`` is set where it ran side by
-    side with others; ``regrouped`` says why that start was void.
+    side with others; ``regrouped`` says why that start was void; ``disputed``: it failed in
+    a VM that went on from a snapshot, so that one that was booted has to confirm it.
     """
 
     id: str
@@ -229,6 +230,7 @@ class Scenario:
     attachers: tuple[str, ...] = ()
     group: str = ""
     regrouped: str = ""
+    disputed: bool = False
     steps: tuple[Step, ...] = ()
     skipped: frozenset[int] = frozenset()
     recorded_verdict: str = ""
@@ -337,7 +339,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Group:
-    """Scenarios that ran side by side on one VM."""
+    """Scenarios that ran side by side on one VM; ``disputed`` as in Scenario."""
 
     id: str
     vm: str
@@ -347,6 +349,7 @@ class Group:
     recorded_verdict: str = ""
     recorded_reason: str = ""
     ended_t: float | None = None
+    disputed: bool = False
 
     @property
     def verdict(self) -> str:

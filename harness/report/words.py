@@ -45,6 +45,10 @@ def errno_name(number: int | None) -> str:
     return errno_names.name(number)
 
 
+#: A direct call's trampolines (harness.scenario.steps.Modify).
+_ALTERNATES = {0: "first", 1: "other", 2: "first far", 3: "other far"}
+
+
 def step_title(spec: Mapping[str, Any], attachers: Mapping[str, str]) -> str:
     """What a step does, from its step object; ``attachers`` maps attachment ids."""
     do, name = str(spec.get("do", "?")), str(spec.get("id", ""))
@@ -55,11 +59,14 @@ def step_title(spec: Mapping[str, Any], attachers: Mapping[str, str]) -> str:
             functions = spec.get("functions") or [spec.get("function")]
             replaces = ", replacing all others" if spec.get("replace") else ""
             to = some([str(f) for f in functions], 3)
-            return f"attach {spec.get('attacher')} as {name} to {to}{replaces}{wait}"
+            far = "far " if spec.get("far") else ""
+            return f"attach {far}{spec.get('attacher')} as {name} to {to}{replaces}{wait}"
         case "detach" | "disable" | "enable" | "force":
             return f"{do} {who}{wait}"
         case "modify":
-            return f"modify {who} to its {'other' if spec.get('alternate') else 'first'} trampoline"
+            return (
+                f"modify {who} to its {_ALTERNATES.get(spec.get('alternate', 0), '?')} trampoline"
+            )
         case "write":
             return f"write {spec.get('value')} to {spec.get('sysctl')}"
         case "hold":
@@ -217,6 +224,8 @@ def state_of_run(model: RunModel) -> list[str]:
     repeated: dict[str, list[str]] = {}
     regrouped: Counter[str] = Counter()
     for first in model.repeated():
+        if first.disputed:
+            continue
         if first.regrouped:
             regrouped[f"run again alone on {first.kernel} ({brief(first.regrouped)})"] += 1
         else:
@@ -225,6 +234,32 @@ def state_of_run(model: RunModel) -> list[str]:
     for why, names in repeated.items():
         lines.append(f"{plural(len(names), 'scenario')} {why}: {some(names)}")
     lines += [f"{plural(number, 'scenario')} {why}" for why, number in regrouped.items()]
+    return lines + _disputes(model)
+
+
+def _disputes(model: RunModel) -> list[str]:
+    """What became of failures in restored VMs."""
+    confirmed, lines = 0, []
+    for first, others in model.disputes():
+        if not others:
+            lines.append(f"{first.name} failed in a restored VM and was not run in a booted one.")
+        elif all(other.verdict == first.verdict for other in others):
+            confirmed += 1
+        else:
+            then = ", ".join(f"{o.verdict} ({brief(o.reason)})".replace(" ()", "") for o in others)
+            lines.append(
+                f"{first.name} on {first.kernel}: {first.verdict} in a restored VM "
+                f"({brief(first.reason)}), but {then} in one that was booted, which counts"
+            )
+    for group in model.groups.values():
+        if group.disputed and model.settled(group) and not model.attributed(group):
+            lines.append(
+                f"{group.id} on {group.kernel}: {group.verdict} in a restored VM "
+                f"({brief(group.reason)}), not seen again in one that was booted"
+            )
+    if confirmed:
+        what = plural(confirmed, "failure")
+        lines.append(f"{what} in restored VMs confirmed in VMs that were booted.")
     return lines
 
 

@@ -43,6 +43,8 @@ class Member:
     #: The step that they contradict, as known differences have it.
     failed: str = ""
     last: Prediction | None = None
+    #: How it ended, "" as long as it did not.
+    verdict: str = ""
 
     def step(self, index: int) -> Step:
         """A step with an id that is its own in the whole company."""
@@ -147,6 +149,7 @@ class Company:
             functions=self.functions,
             context=context,
             watch=any(m.scenario.watch for m, _ in acting),
+            **({"sites": True} if any(m.scenario.reach for m, _ in acting) else {}),
         )
         reply["host_s"] = time.monotonic() - sent
         self._judge(index, plan, predictions, reply)
@@ -168,7 +171,7 @@ class Company:
             told = kind.family != "direct" or FUNCTIONS[step.functions[0]].lane is not None
             welcome = refusal(self.state, planned(self.state, step), self.profile) is None
             if welcome and told and not kind.single:
-                return ("attach", step.attacher)
+                return ("attach", step.attacher, "far" if step.far else "")
         if isinstance(step, Detach):
             return ("detach", self._names.get(step.id, step.id))
         return ("one", member.identity)
@@ -186,6 +189,8 @@ class Company:
                 "do": "attach", "id": name, "attacher": step.attacher,
                 "functions": list(functions), "slot": slot,
             }  # fmt: skip
+            if step.far:
+                json["far"] = True
             if step.attacher == "livepatch-replace":
                 json.update(attacher="livepatch", replace=True)
             self._names.update({s.id: name for _, s in bundle if isinstance(s, Attach)})
@@ -227,7 +232,8 @@ class Company:
         return step
 
     def _predict(self, member: Member, act: Act) -> Prediction:
-        found = witnesses(self.state, act, member.scenario.functions, self.profile)
+        scenario = member.scenario
+        found = witnesses(self.state, act, scenario.functions, self.profile, scenario.reach)
         if not member.prefix:
             return found
         local = {}

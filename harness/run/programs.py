@@ -30,9 +30,11 @@ class Programs:
         self._lock = threading.Lock()
         self._programs: dict[str, str] | None = None
         self._path: Path | None = None
+        digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in _INPUTS))
+        #: What stands for all that they depend on.
+        self.key = digest.hexdigest()
         if directory is not None:
-            digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in _INPUTS))
-            self._path = directory / f"bpf-programs-{arch}-{digest.hexdigest()[:16]}.json"
+            self._path = directory / f"bpf-programs-{arch}-{self.key[:16]}.json"
             with contextlib.suppress(OSError, ValueError):
                 found = json.loads(self._path.read_text(encoding="ascii"))
                 if isinstance(found, dict) and found:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.arch import named
 from harness.policy import rules
 from harness.policy.attachers import ATTACHERS
 from harness.policy.profile import FIRST, release_version
@@ -27,6 +28,11 @@ def needs_compiler(scenario: Scenario) -> bool:
 def skip_reason(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
     """Why the kernel with these facts (the agent's) cannot run it; None if it can."""
     attachers = set(scenario.attachers)
+    if scenario.arch and scenario.arch != named(str(facts["machine"])).name:
+        return f"this is a scenario for {scenario.arch}"
+    # arch/arm64/mm/init.c: without KASLR the kernel lies where BPF's addresses begin.
+    if scenario.reach == "far" and not facts["kaslr"] and any(ATTACHERS[a].bpf for a in attachers):
+        return "BPF trampolines are far only with KASLR (CONFIG_RANDOMIZE_BASE, a seed)"
     if any(ATTACHERS[a].ops == "livepatch" for a in attachers) and not facts["livepatch"]:
         return f"this kernel has no livepatch (CONFIG_LIVEPATCH; {_since('livepatch')})"
     if any(ATTACHERS[a].family == "direct" for a in attachers) and not facts["direct"]:

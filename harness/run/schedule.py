@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.agent.abi import LANES
@@ -26,6 +27,8 @@ from .session import AccidentError, PoisonedError, RegroupError, Session
 _WORTH_A_BOOT = 12
 #: What may be tried again, once, on a fresh VM: our own fault, or nobody knows whose.
 _RETRIED = ("LOST", "INFRA")
+#: What needs no confirmation when it was seen in a restored VM.
+_UNDISPUTED = ("PASS", "SKIP", "XFAIL")
 #: This many VMs in a row that did not come up, and the kernel's rest is given up.
 _BOOTS = 2
 
@@ -34,15 +37,19 @@ TargetMaker = Callable[[str], Target]
 
 @dataclass(frozen=True)
 class Job:
-    """A scenario to be run: for the how-manyth time, and whether it must be alone."""
+    """A scenario to be run: for the how-manyth time, and whether it must be alone.
+
+    ``cold``: only where the VM was booted, not restored: it failed in one that was.
+    """
 
     scenario: Scenario
     attempt: int = 1
     alone: bool = False
+    cold: bool = False
 
     def identity(self, kernel: str) -> str:
         """Its name in the record."""
-        end = "#alone" if self.alone else ""
+        end = ("#alone" if self.alone else "") + ("#cold" if self.cold else "")
         return f"{kernel}/{self.scenario.name}#{self.attempt}{end}"
 
 
@@ -51,7 +58,8 @@ class Work:
     """A kernel and what is to be run on it; ``make`` gives a target for a VM's name.
 
     ``notes``: as in harness.kernels.model.Kernel; ``programs``: what compiled BPF programs
-    there are for it.
+    there are for it; ``make_cold`` gives a target that is booted for certain, where ``make``
+    may give one that goes on from a snapshot.
     """
 
     kernel: str
@@ -60,15 +68,28 @@ class Work:
     scenarios: Sequence[Scenario]
     notes: str = ""
     programs: Programs = field(default_factory=Programs)
+    make_cold: TargetMaker | None = None
     queue: collections.deque[Job] = field(default_factory=collections.deque)
+    #: Whether a VM that was restored did not get as far as its first scenario.
+    distrusted: bool = False
     workers: int = 0
     failed_boots: int = 0
     #: The VM that compiles the BPF programs and takes the scenarios that need them.
     compiler: Session | None = None
 
+    def cold(self) -> bool:
+        """Whether all that is left wants a VM that was booted."""
+        return bool(self.queue) and all(job.cold for job in self.queue)
+
     def left(self) -> int:
         """How much is left to do, in scenarios; one that costs its VM has a boot to itself."""
         return sum(1 + _WORTH_A_BOOT * job.scenario.ends_vm for job in self.queue)
+
+
+def _here(scenario: Scenario, work: Work) -> Scenario:
+    """The scenario as it is on a kernel: what costs its VM on one need not on another."""
+    spared = scenario.ends_vm and known.spares(scenario.name, work.profile.arch)
+    return dataclasses.replace(scenario, ends_vm=False) if spared else scenario
 
 
 class Schedule:
@@ -99,7 +120,7 @@ class Schedule:
         self._groups = 0
         self._errors: list[BaseException] = []
         for work in works:
-            work.queue.extend(Job(scenario) for scenario in work.scenarios)
+            work.queue.extend(Job(_here(scenario, work)) for scenario in work.scenarios)
 
     def run(self) -> None:
         """Runs everything; raises what a worker died of."""
@@ -169,9 +190,11 @@ class Schedule:
         with self._lock:
             if not work.queue or self._stop.is_set():
                 return []
+            fitting = [job for job in work.queue if not (job.cold and session.restored)]
             # Those that cost their VM wait for their turn.
-            lasting = [job for job in work.queue if not job.scenario.ends_vm]
-            jobs = lasting or list(work.queue)
+            jobs = [job for job in fitting if not job.scenario.ends_vm] or fitting
+            if not jobs:
+                return []
             ready = session.compiled or work.programs.there
             first = next((j for j in jobs if needs_compiler(j.scenario) == ready), None)
             if first is None:
@@ -198,7 +221,7 @@ class Schedule:
             for job in jobs
             if not job.alone
             and job is not first
-            and job.attempt == first.attempt
+            and (job.attempt, job.cold) == (first.attempt, first.cold)
             and needs_compiler(job.scenario) == needs_compiler(first.scenario)
             and not known.breaks(job.scenario.name, version, arch)
         }
@@ -217,7 +240,9 @@ class Schedule:
         with self._lock:
             name = f"vm{self._vms}"
             self._vms += 1
-        target = work.make(name)
+            boots = work.distrusted or work.cold()
+            make = (work.make_cold if boots else None) or work.make
+        target = make(name)
         session = Session(
             target, name, work.kernel, work.profile, self._record, work.programs, work.notes
         )
@@ -262,7 +287,9 @@ class Schedule:
             with self._lock:
                 work.failed_boots += 1
                 # A kernel that does not come up will not; anything else gets one more try.
-                give_up = accident.verdict == "BOOT_FAIL" or work.failed_boots >= _BOOTS
+                certain = accident.verdict == "BOOT_FAIL" and not session.restored
+                give_up = certain or work.failed_boots >= _BOOTS
+                work.distrusted |= session.restored
                 rest = list(work.queue) if give_up else []
                 if give_up:
                     work.queue.clear()
@@ -299,16 +326,7 @@ class Schedule:
                     end.update(reason="poisoned", detail=str(poisoned))
                 return
             except RegroupError as regroup:
-                names = {m.scenario.name for m in regroup.members}
-                self._record.note(
-                    f"{work.kernel}: {group}: {regroup}; {len(names)} scenarios once more, "
-                    "each alone",
-                    "warning",
-                )
-                with self._lock:
-                    work.queue.extend(
-                        Job(job.scenario, alone=True) for job in taken if job.scenario.name in names
-                    )
+                self._again(work, session, taken, group, regroup)
                 if regroup.accident:
                     self._accident(regroup.accident, end)
                     return
@@ -318,14 +336,60 @@ class Schedule:
             except AccidentError as accident:
                 self._accident(accident, end)
                 job = taken[0]
-                if accident.verdict in _RETRIED and job.attempt == 1 and not self._stop.is_set():
+                if session.restored or self._stop.is_set():
+                    # What failed in a restored VM is confirmed below.
+                    return
+                if accident.verdict in _RETRIED and job.attempt == 1:
                     self._record.note(
                         f"{work.kernel}: {job.scenario.name}: {accident}; once more on a fresh VM",
                         "warning",
                     )
                     with self._lock:
-                        work.queue.appendleft(Job(job.scenario, 2, job.alone))
+                        work.queue.appendleft(replace(job, attempt=2))
                 return
+            finally:
+                self._confirm(work, session, taken, members)
+
+    def _again(
+        self, work: Work, session: Session, taken: Sequence[Job], group: str, regroup: RegroupError
+    ) -> None:
+        """Has those run again whose company was void: alone, or first in a booted VM."""
+        names = {m.scenario.name for m in regroup.members}
+        again = [job for job in taken if job.scenario.name in names]
+        how = "each alone"
+        if session.restored and work.make_cold and regroup.verdict not in _UNDISPUTED:
+            how = "together in a VM that was booted, to confirm it"
+            again = [replace(job, cold=True) for job in again]
+            self._record.event("group_confirm", group=group)
+        else:
+            again = [replace(job, alone=True) for job in again]
+        self._record.note(
+            f"{work.kernel}: {group}: {regroup}; {len(again)} scenarios once more, {how}",
+            "warning",
+        )
+        with self._lock:
+            work.queue.extend(again)
+
+    def _confirm(
+        self, work: Work, session: Session, taken: Sequence[Job], members: Sequence[Member]
+    ) -> None:
+        """Has scenarios that failed in a restored VM run again in one that was booted.
+
+        What they gave there is what counts then (harness/report/model.py).
+        """
+        if not session.restored or work.make_cold is None or self._stop.is_set():
+            return
+        for job, member in zip(taken, members, strict=True):
+            if member.verdict in ("", *_UNDISPUTED):
+                continue
+            self._record.event("scenario_confirm", scenario=member.identity)
+            self._record.note(
+                f"{work.kernel}: {job.scenario.name}: {member.verdict} in a restored VM; "
+                "once more in one that is booted",
+                "warning",
+            )
+            with self._lock:
+                work.queue.append(replace(job, alone=True, cold=True))
 
     @staticmethod
     def _accident(accident: AccidentError, end: dict[str, Any]) -> None:
@@ -340,7 +404,7 @@ class Schedule:
             vm=None, profile=work.profile.name, attempt=job.attempt,
             attachers=list(scenario.attachers),
             functions=list(scenario.functions), steps=[s.to_json() for s in scenario.steps],
-            **({"matrix": list(scenario.matrix)} if scenario.matrix else {}),
+            **({"matrix": list(scenario.matrix)} if scenario.matrix else {}), **scenario.wants(),
         )  # fmt: skip
         self._record.event(
             "scenario_end", scenario=identity, verdict=accident.verdict, reason=accident.detail

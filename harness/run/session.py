@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +13,18 @@ from harness.oracle import observation
 from harness.policy import known
 from harness.policy.profile import Profile, release_version
 from harness.policy.state import State
-from harness.scenario.functions import FUNCTIONS
 from harness.target.protocol import Target, TargetGoneError, TargetSilentError
 
 from .company import Company, Member, SharedTroubleError
-from .programs import SOURCE, Programs
+from .greeting import BOOT_TIMEOUT, COMPILE_TIMEOUT, PATIENCE, STEP_TIMEOUT
+from .greeting import hello as greeting
+from .programs import Programs
 from .record import Record
 from .reports import Reports
 from .requirements import needs_compiler, skip_reason
 
-#: Seconds on a fast machine; the target scales them.
-BOOT_TIMEOUT = 12.0
-STEP_TIMEOUT = 6.0
-COMPILE_TIMEOUT = 12.0
 #: For each act more than the first.
 ACT_TIMEOUT = 0.5
-#: What the kernel has for what it does by itself (a livepatch transition).
-PATIENCE = 3.0
 
 
 @dataclass
@@ -109,6 +103,8 @@ class Session:
         self._understood: set[str] = set()
         #: Whether ``vm_start`` was written, and so ``vm_end`` has to be.
         self.begun = False
+        #: Whether the VM goes on from a snapshot.
+        self.restored = False
         #: Whether the BPF programs are compiled on this VM.
         self.compiled = False
         #: What the kernel complains of goes into the record by this.
@@ -131,18 +127,12 @@ class Session:
         except InfraError as error:
             raise AccidentError("INFRA", str(error)) from error
         self.begun = True
+        self.restored = started.get("start") == "snapshot"
+        if started.get("start_why"):
+            self._record.note(f"{self._kernel}: {self.vm} boots cold: {started['start_why']}")
         self._record.event("vm_start", vm=self.vm, kernel=self._kernel, **started)
         try:
-            hello = self._request(
-                BOOT_TIMEOUT,
-                op="hello",
-                functions={n: dataclasses.asdict(f) for n, f in FUNCTIONS.items()},
-                bpf_source=SOURCE.read_text(encoding="utf-8"),
-                patience=PATIENCE * self._target.slowdown,
-                # Before 5.13 a program can be attached once in its life, and a
-                # refused one not even that (commit f3a95075549e).
-                reload_bpf=release_version(self._kernel) < (5, 13),
-            )
+            hello = self._request(BOOT_TIMEOUT, **greeting(self._kernel, self._target.slowdown))
         except AccidentError as accident:
             if accident.verdict in ("LOST", "HANG", "CRASH") and (
                 reason := self._target.boot_failure()
@@ -161,9 +151,11 @@ class Session:
             raise AccidentError(
                 "INFRA", f"another build of {self._kernel} came up than the one that was built"
             )
-        boot = time.monotonic() - began
+        # Making a snapshot is nothing that each VM does.
+        boot = time.monotonic() - began - float(started.get("made_s", 0.0))
         self._facts = {**hello, **self._request(STEP_TIMEOUT, op="modules")}
-        if compile_bpf and self._facts["vmlinux_btf"]:
+        self.compiled = bool(self._facts["compiled"])
+        if compile_bpf and self._facts["vmlinux_btf"] and not self.compiled:
             self._compile()
         self._record.event("vm_ready", vm=self.vm, boot_s=round(boot, 3), facts=self._facts)
 
@@ -250,12 +242,14 @@ class Session:
             ("group", group),
             ("watch", scenario.watch),
             ("ends_vm", scenario.ends_vm),
+            *scenario.wants().items(),
         ):
             if value:
                 began[key] = value
         self._record.event("scenario_start", **began)
 
     def _end(self, member: Member, verdict: str, reason: str, **more: str) -> None:
+        member.verdict = verdict
         self._record.event(
             "scenario_end", scenario=member.identity, verdict=verdict, reason=reason, **more
         )

@@ -13,8 +13,9 @@ from harness.policy.state import Attached, State
 from harness.scenario.steps import Attach, Scenario
 from harness.target.protocol import Target, TargetGoneError, TargetSilentError
 
+from .greeting import STEP_TIMEOUT
 from .requirements import needs_compiler, skip_reason
-from .session import STEP_TIMEOUT, AccidentError, Session
+from .session import AccidentError, Session
 
 REGISTRY = "/sys/kernel/tracing/enabled_functions"
 

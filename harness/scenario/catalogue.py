@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from harness.errors import UsageError
 
-from . import matrix, singular
+from . import matrix, reach, singular
 from .functions import FUNCTIONS
 from .steps import ANY, Scenario
 
@@ -33,6 +33,7 @@ def _singular() -> tuple[Scenario, ...]:
         *singular.watched(),
         *singular.misuses(),
         *singular.stale_regs(),
+        *reach.reaches(),
         *singular.endings(),
     )
 

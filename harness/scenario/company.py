@@ -30,6 +30,9 @@ def sociable(scenario: Scenario) -> bool:
     """
     if scenario.watch or scenario.ends_vm or len(scenario.functions) != 1:
         return False
+    # A call site is looked at by its function's name, and tells of one attachment.
+    if scenario.reach:
+        return False
     if not all(isinstance(step, Attach | Detach) for step in scenario.steps):
         return False
     kinds = [ATTACHERS[name] for name in scenario.attachers]

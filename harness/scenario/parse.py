@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.agent import abi
+from harness.arch import ARM64, named
 from harness.errors import UsageError
 from harness.policy.attachers import ATTACHERS
 from harness.policy.state import Attached, State
@@ -16,6 +19,7 @@ from .steps import (
     ANY,
     FTRACE_ENABLED,
     MISUSES,
+    REACHES,
     Attach,
     Call,
     Detach,
@@ -34,6 +38,8 @@ from .steps import (
 )
 
 _Data = Mapping[str, Any]
+#: What goes through virtme-ng and QEMU to the kernel as it is.
+_BOOT_WORD = re.compile(r"[A-Za-z0-9_.,:=/-]+")
 
 
 def _text(data: _Data, key: str) -> str:
@@ -81,7 +87,10 @@ def _attach(data: _Data) -> Attach:
     several_of_a_slot = ATTACHERS[attacher].family == "direct" and len(functions) > 1
     if several_of_a_slot and any(f == ANY or FUNCTIONS[f].lane is None for f in functions):
         raise UsageError(f"{attacher} on several functions takes lanes only")
-    return Attach(identity, attacher, functions, _flag(data, "unless_attached"))
+    far = _flag(data, "far")
+    if far and ATTACHERS[attacher].family != "direct":
+        raise UsageError(f"{attacher} has no far trampoline", "those of a module have one")
+    return Attach(identity, attacher, functions, _flag(data, "unless_attached"), far)
 
 
 def _write(data: _Data) -> Write:
@@ -100,9 +109,15 @@ def _hold(data: _Data) -> Hold:
 
 def _modify(data: _Data) -> Modify:
     alternate = data.get("alternate")
-    if alternate not in (0, 1) or isinstance(alternate, bool):
-        raise UsageError(f"'alternate' is 0 or 1: {json.dumps(dict(data))}")
-    return Modify(_text(data, "id"), int(alternate))
+    if (
+        not isinstance(alternate, int)
+        or isinstance(alternate, bool)
+        or alternate not in range(abi.ALTERNATES)
+    ):
+        raise UsageError(
+            f"'alternate' is 0 or 1, or 2 or 3 for those far away: {json.dumps(dict(data))}"
+        )
+    return Modify(_text(data, "id"), alternate)
 
 
 def _module(data: _Data) -> str:
@@ -183,7 +198,35 @@ def scenario_from_json(data: object) -> Scenario:
         _matrix(name, data.get("matrix")),
         watch=_flag(data, "watch"),
         ends_vm=_flag(data, "ends_vm"),
+        **_wants(name, parsed, data),
     )
+
+
+def _wants(name: str, steps: Sequence[Step], data: _Data) -> dict[str, Any]:
+    """What a scenario wants of the VM; raises UsageError for what there is not."""
+    arch, reach, boot = (data.get(key) or "" for key in ("arch", "reach", "boot"))
+    if arch:
+        arch = named(str(arch)).name
+    if reach and reach not in REACHES:
+        raise UsageError(
+            f"scenario {name!r}: there is no reach {reach!r}", f"known: {', '.join(REACHES)}"
+        )
+    far = any(
+        (isinstance(step, Attach) and step.far)
+        or (isinstance(step, Modify) and step.alternate >= abi.FAR_ALTERNATE)
+        for step in steps
+    )
+    if (far or reach) and arch != ARM64.name:
+        what = "a reach" if reach else "far trampolines"
+        raise UsageError(
+            f"scenario {name!r}: {what} elsewhere than on arm64", f'add "arch": "{ARM64.name}"'
+        )
+    words = boot or []
+    if not isinstance(words, list) or not all(
+        isinstance(word, str) and _BOOT_WORD.fullmatch(word) for word in words
+    ):
+        raise UsageError(f"scenario {name!r}: 'boot' is a list of words for the kernel")
+    return {"arch": arch, "reach": str(reach), "boot": tuple(words)}
 
 
 def _check_ids(name: str, steps: Sequence[Step]) -> None:

@@ -105,18 +105,19 @@ def livepatches() -> Iterator[Scenario]:
         Detach("a"),
         Detach("c"),
     )
-    yield _scenario(
-        "livepatch/as-third",
-        # A record of which nobody knows that it was ever modified.
-        Unload(),
-        Load(),
-        _on("a", "ops", "cohabit_f1"),
-        _on("b", "ops", "cohabit_f1"),
-        _on("c", "livepatch", "cohabit_f1"),
-        Detach("a"),
-        Detach("b"),
-        Detach("c"),
-    )
+    for attacher in ("livepatch", "ipmodify"):
+        yield _scenario(
+            f"{attacher}/as-third",
+            # A record of which nobody knows that it was ever modified.
+            Unload(),
+            Load(),
+            _on("a", "ops", "cohabit_f1"),
+            _on("b", "ops", "cohabit_f1"),
+            _on("c", attacher, "cohabit_f1"),
+            Detach("a"),
+            Detach("b"),
+            Detach("c"),
+        )
     replaced = (_on("a", "livepatch", one), _on("b", "livepatch-replace", one))
     yield _scenario("livepatch/replace", *replaced, Detach("a"), Detach("b"))
     yield _scenario(
@@ -449,4 +450,13 @@ def endings() -> Iterator[Scenario]:
         Write(FTRACE_ENABLED, "0"),
         ends_vm=True,
     )
-    yield _scenario("misuse/kill-ftrace/kprobe", dead, _on("b", "kprobe", where), ends_vm=True)
+    # Where kprobes are breakpoints this one comes and goes all the same.
+    yield _scenario(
+        "misuse/kill-ftrace/kprobe",
+        dead,
+        _on("b", "kprobe", where),
+        _on("a", "ops", where),
+        _on("c", "direct", where),
+        Detach("b"),
+        ends_vm=True,
+    )

@@ -17,12 +17,15 @@ class Attach:
 
     ``unless_attached``: left out when that id is attached already; with it one
     scenario serves kernels that refused the id before and kernels that did not.
+    ``far``: of a direct call, its trampoline is one of those that are far from all
+    functions.
     """
 
     id: str
     attacher: str
     functions: tuple[str, ...]
     unless_attached: bool = False
+    far: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The step object."""
@@ -33,13 +36,15 @@ class Attach:
             step["functions"] = list(self.functions)
         if self.unless_attached:
             step["unless_attached"] = True
+        if self.far:
+            step["far"] = True
         return step
 
     def __str__(self) -> str:
         where = (
             self.functions[0] if len(self.functions) == 1 else f"{len(self.functions)} functions"
         )
-        return f"attach {self.id}: {self.attacher} to {where}"
+        return f"attach {self.id}: {'far ' if self.far else ''}{self.attacher} to {where}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,10 @@ class Force(_OfId):
 
 @dataclass(frozen=True)
 class Modify:
-    """Point a direct call at the other of its attachment's two trampolines."""
+    """Point a direct call at another of its attachment's trampolines.
+
+    They are two, 0 and 1, and two that are far from all functions, 2 and 3.
+    """
 
     id: str
     alternate: int
@@ -225,6 +233,9 @@ Step = (
 )
 
 
+#: Where a trampoline can be, seen from a call site.
+REACHES = ("near", "far")
+
 #: In place of a function: a test function that no other scenario uses meanwhile.
 ANY = "any"
 
@@ -237,6 +248,11 @@ class Scenario:
     matrix of pairs or of triples; ``watch``: the registry is read all the time while
     the steps are done; ``ends_vm``: the kernel is not to be used after it, even if
     all went as it should.
+
+    ``arch``: the only architecture that it is for; ``reach``: where BPF trampolines must
+    be, and with it the call sites are looked at: ``near``, where a BL leads, or ``far``
+    (a module's are near, unless they are the far ones); ``boot``: words that the
+    kernel's command line must have.
     """
 
     name: str
@@ -245,6 +261,9 @@ class Scenario:
     matrix: tuple[str, ...] | None = None
     watch: bool = False
     ends_vm: bool = False
+    arch: str = ""
+    reach: str = ""
+    boot: tuple[str, ...] = ()
 
     @property
     def attachers(self) -> tuple[str, ...]:
@@ -275,4 +294,10 @@ class Scenario:
             data["watch"] = True
         if self.ends_vm:
             data["ends_vm"] = True
+        data |= self.wants()
         return data
+
+    def wants(self) -> dict[str, Any]:
+        """Of the replay form, what it wants of the VM beside what is usual."""
+        wanted = {"arch": self.arch, "reach": self.reach, "boot": list(self.boot)}
+        return {key: value for key, value in wanted.items() if value}

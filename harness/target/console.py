@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -43,6 +44,16 @@ class Console:
             self._monitor.feed(data)
             self._add(at, [line.text for line in self._splitter.feed(data)])
             self._changed.notify_all()
+
+    def precede(self, console: Path) -> None:
+        """Puts another console's lines in front of this one's file: of the boot before it.
+
+        They are recorded, not watched.
+        """
+        with self._changed, contextlib.suppress(OSError):
+            lines = console.read_text(encoding="utf-8").splitlines(keepends=True)
+            self._file.writelines([*lines, f"{0:10.3f} (restored from a snapshot)\n"])
+            self._file.flush()
 
     def _unwritable(self, error: OSError) -> InfraError:
         return InfraError(

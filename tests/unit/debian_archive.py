@@ -54,7 +54,12 @@ class Archive:
         return found
 
     def deb(
-        self, name: str, version: str, files: Mapping[str, str | bytes], depends: str = ""
+        self,
+        name: str,
+        version: str,
+        files: Mapping[str, str | bytes],
+        depends: str = "",
+        arch: str = "amd64",
     ) -> str:
         """Build a package; returns its stanza for ``publish``."""
         tree = self._scratch / name
@@ -63,11 +68,11 @@ class Archive:
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
             (tree / path).write_bytes(content.encode() if isinstance(content, str) else content)
         (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
-        control = f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
+        control = f"Package: {name}\nVersion: {version}\nArchitecture: {arch}\n"
         control += "Maintainer: T <t@test>\n"
         control += f"Depends: {depends}\n" if depends else ""
         (tree / "DEBIAN/control").write_text(f"{control}Description: test\n")
-        target = self.top / "pool" / f"{name}_{version}_amd64.deb"
+        target = self.top / "pool" / f"{name}_{version}_{arch}.deb"
         words = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(tree), str(target)]
         subprocess.run(words, check=True, capture_output=True)
         packed = target.read_bytes()
@@ -77,16 +82,20 @@ class Archive:
     def publish(self, suite: str, stanzas: list[str], *, valid_for: int = DAY) -> None:
         """Write Packages and a signed InRelease that is valid for some seconds."""
         dists = self.top / "dists" / suite
-        binary = dists / "main/binary-amd64"
-        binary.mkdir(parents=True, exist_ok=True)
-        packages = "\n".join(stanzas).encode()
-        (binary / "Packages").write_bytes(packages)
+        sums = ""
+        for arch in ("amd64", "arm64"):
+            name = f"main/binary-{arch}/Packages"
+            wanted = (f"Architecture: {arch}\n", "Architecture: all\n")
+            found = [s for s in stanzas if any(line in s for line in wanted)]
+            packages = "\n".join(found).encode()
+            (dists / name).parent.mkdir(parents=True, exist_ok=True)
+            (dists / name).write_bytes(packages)
+            sums += f" {hashlib.sha256(packages).hexdigest()} {len(packages)} {name}\n"
         made = min(0, valid_for) - 60
         release = (
             f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\n"
             f"Date: {_date(made)}\nValid-Until: {_date(valid_for)}\n"
-            "Architectures: amd64\nComponents: main\nSHA256:\n"
-            f" {hashlib.sha256(packages).hexdigest()} {len(packages)} main/binary-amd64/Packages\n"
+            f"Architectures: amd64 arm64\nComponents: main\nSHA256:\n{sums}"
         )
         (dists / "Release").write_text(release)
         (dists / "InRelease").unlink(missing_ok=True)

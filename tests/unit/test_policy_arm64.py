@@ -34,6 +34,7 @@ from harness.ftrace import parse
 from harness.policy import known
 from harness.policy.attachers import ATTACHERS
 from harness.policy.profile import Profile, choose
+from harness.scenario import catalogue
 from harness.scenario.steps import Call, Detach, Load, Misuse, Modify, Step, Unload
 
 DATA = Path(__file__).parent.parent / "data" / "registry"
@@ -344,3 +345,15 @@ def test_what_is_known_of_x86_64_only() -> None:
     assert not known.of_contradiction(name, (7, 2), lost, "arm64")
     assert known.breaks(stale, (7, 2))
     assert not known.breaks(stale, (7, 2), "arm64")
+
+
+def test_a_vm_is_not_given_up_for_what_only_x86_64_leaves_behind() -> None:
+    ends = [s.name for s in catalogue.default() if s.ends_vm]
+    assert not any(known.spares(name, "x86-64") for name in ends)
+    assert [name for name in ends if not known.spares(name, "arm64")] == [
+        "livepatch/pending/force",
+        "misuse/ops-register-twice",
+        "misuse/ipmodify-and-direct",
+        "misuse/kill-ftrace",
+        "misuse/kill-ftrace/kprobe",
+    ]

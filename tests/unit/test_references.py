@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from debian_archive import Archive
 
-from harness.arch import ARM64, X86_64
+from harness.arch import ARM64, X86_64, Arch, host
 from harness.errors import InfraError, UsageError
 from harness.kernels import apt, debian
 from harness.kernels.apt import Package
@@ -39,8 +39,10 @@ class World:
         self.said: list[str] = []
         self.cache = tmp_path / "cache"
 
-    def deb(self, name: str, version: str, files: dict[str, str], depends: str = "") -> None:
-        self.stanzas.append(self.archive.deb(name, version, files, depends))
+    def deb(
+        self, name: str, version: str, files: dict[str, str], depends: str = "", arch: str = "amd64"
+    ) -> None:
+        self.stanzas.append(self.archive.deb(name, version, files, depends, arch))
 
     def old_style(self, release: str, version: str, *, headers: bool = True) -> None:
         """Packed as up to 6.12."""
@@ -50,6 +52,20 @@ class World:
         self.deb(f"linux-image-{rel}-unsigned", version, {f"boot/vmlinuz-{rel}": "unsigned"})
         if headers:
             self.headers(release, version)
+
+    def arm64(self, release: str, version: str) -> None:
+        """As old_style, for the other architecture; kbuild's programs are there for both."""
+        rel = f"{release}-cloud-arm64"
+        boot = {f"boot/vmlinuz-{rel}": "image", f"boot/config-{rel}": "CONFIG_ARM64=y\n"}
+        self.deb(f"linux-image-{rel}", version, boot, "kmod", "arm64")
+        needs = f"linux-headers-{release}-common (= {version}), linux-kbuild-{release}"
+        files = {f"usr/src/linux-headers-{rel}/Makefile": "include x\n"}
+        self.deb(f"linux-headers-{rel}", version, files, needs, "arm64")
+        common = {f"usr/src/linux-headers-{release}-common/Makefile": ""}
+        self.deb(f"linux-headers-{release}-common", version, common, arch="all")
+        for arch in ("amd64", "arm64"):
+            kbuild = {f"usr/lib/linux-kbuild-{release}/scripts/runs-on": arch}
+            self.deb(f"linux-kbuild-{release}", version, kbuild, arch=arch)
 
     def headers(self, release: str, version: str) -> None:
         rel = f"{release}-cloud-amd64"
@@ -77,10 +93,10 @@ class World:
     def publish(self) -> None:
         self.archive.publish("trixie", self.stanzas)
 
-    def resolve(self, reference: str) -> Kernel:
+    def resolve(self, reference: str, arch: Arch | None = None) -> Kernel:
         store = Store(self.cache)
         try:
-            return resolve(reference, store, self.said.append, tools=lambda _: ROOT)
+            return resolve(reference, store, self.said.append, tools=lambda _: ROOT, arch=arch)
         finally:
             store.close()
 
@@ -230,6 +246,28 @@ def test_damage_is_mended_from_the_mirror(world: World) -> None:
     kernel.image.write_text("imag")
     assert world.resolve("debian:9.11").image.read_text() == "image"
     assert any("is damaged (boot/vmlinuz-9.11.1" in line for line in world.said)
+
+
+def test_another_architecture(world: World) -> None:
+    """Its own image and headers, and kbuild's programs for the host that runs them."""
+    world.arm64("9.13.1+t", "9.13.1-1")
+    world.old_style("9.13.2+t", "9.13.2-1")
+    world.publish()
+    kernel = world.resolve("debian:9.13", ARM64)
+    assert (kernel.release, kernel.arch) == ("9.13.1+t-cloud-arm64", "arm64")
+    assert (kernel.tree / f"usr/src/linux-headers-{kernel.release}/Makefile").is_file()
+    assert kernel.config == {"CONFIG_ARM64": "y"}
+    (runs_on,) = kernel.tree.glob("usr/lib/linux-kbuild-*/scripts/runs-on")
+    assert runs_on.read_text() == host().debian
+    assert world.resolve("debian:9.13", X86_64).arch == "x86_64"
+    # Without a word the release says it, and --arch must not say otherwise.
+    assert world.resolve("debian:9.13.1+t-cloud-arm64").tree == kernel.tree
+    with pytest.raises(UsageError, match="is for arm64, not for x86_64"):
+        world.resolve("debian:9.13.1+t-cloud-arm64", X86_64)
+    with pytest.raises(
+        UsageError, match="no reachable suite has a cloud kernel of that series for arm64"
+    ):
+        world.resolve("debian:9.14", ARM64)
 
 
 def test_mixed_versions_are_not_put_together() -> None:

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Making the snapshot that VMs of a run are restored from: once, for later runs too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from harness.errors import CohabitError
+from harness.kernels.model import Kernel
+from harness.kernels.store import Store
+from harness.target.protocol import (
+    Target,
+    TargetAbortedError,
+    TargetGoneError,
+    TargetSilentError,
+)
+from harness.target.snapshot import Snapshot
+from harness.target.vm import VmTarget
+from vm.direct import Direct, Memory
+from vm.machine import Machine
+from vm.snapshot import OLDEST_QEMU, SnapshotError, digest
+
+from .greeting import BOOT_TIMEOUT, COMPILE_TIMEOUT, STEP_TIMEOUT, hello
+from .programs import Programs
+
+Say = Callable[[str], None]
+
+RECIPE = "1"
+"""Counts up whenever what is done below changes what comes out."""
+
+#: Room that has to be left on the disk besides the memory's, in bytes.
+_ROOM = 64 << 20
+#: Of a host with KVM, what the state of a guest's CPU depends on.
+_CPU_LINES = re.compile(r"^(?:vendor_id|model name|microcode|flags|Features|CPU \w+)\s*:.*$", re.M)
+
+
+class KernelTemplate:
+    """The snapshot of one kernel's VM: see harness.target.snapshot.Template.
+
+    The agent is up, the modules are loaded, the BPF programs compiled; nothing was attached
+    or called, and nobody has read the boot ID.  ``machine`` is the one that boots;
+    ``qemu`` is its QEMU's version.  It is made when first asked for, by one thread and
+    process at a time, and what went wrong once is not tried again.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        qemu: tuple[int, ...],
+        kernel: Kernel,
+        programs: Programs,
+        store: Store,
+        say: Say,
+    ) -> None:
+        self._machine = machine
+        self._qemu = qemu
+        self._kernel = kernel
+        self._programs = programs
+        self._store = store
+        self._say = say
+        self._lock = threading.Lock()
+        self._snapshot: Snapshot | None = None
+        self._reason = ""
+
+    def get(self, watch: Callable[[Target], None]) -> Snapshot:
+        """See Template."""
+        with self._lock:
+            if self._reason:
+                raise SnapshotError(self._reason)
+            if self._snapshot is not None:
+                return replace(self._snapshot, made_s=0.0)
+            try:
+                self._snapshot = self._found_or_made(watch)
+            except TargetAbortedError as error:
+                # The next one to ask is being aborted, too.
+                raise SnapshotError("stopped") from error
+            except SnapshotError as error:
+                self._reason = str(error)
+                raise
+            return self._snapshot
+
+    def spoil(self, reason: str) -> None:
+        """See Template; what later runs would find is removed, too."""
+        with self._lock:
+            self._snapshot = None
+            self._reason = f"restoring failed before: {reason}"
+            self._store.discard("snapshot", self._inputs())
+
+    def _found_or_made(self, watch: Callable[[Target], None]) -> Snapshot:
+        if self._qemu < OLDEST_QEMU:
+            oldest = ".".join(map(str, OLDEST_QEMU))
+            raise SnapshotError(f"snapshots need QEMU {oldest} or newer")
+        made = 0.0
+
+        def make(tree: Path) -> list[str]:
+            nonlocal made
+            began = time.monotonic()
+            self._make(tree, watch)
+            made = time.monotonic() - began
+            return ["state", "console", "digest"]
+
+        label = f"snapshot: {self._kernel.release}"
+        try:
+            tree = self._store.get("snapshot", self._inputs(), make, label=label, say=self._say)
+        except CohabitError as error:
+            raise SnapshotError(f"no snapshot can be made: {error}") from error
+        memory = tree / "memory"
+        if not made and digest(memory) != (tree / "digest").read_text(encoding="ascii"):
+            self._store.discard("snapshot", self._inputs())
+            raise SnapshotError("the snapshot in the cache is damaged: its memory has changed")
+        return Snapshot(memory, tree / "state", tree / "console", made)
+
+    def _make(self, tree: Path, watch: Callable[[Target], None]) -> None:
+        wanted = (self._machine.memory_mb << 20) + _ROOM
+        if (free := shutil.disk_usage(tree).free) < wanted:
+            raise SnapshotError(
+                f"no room for a snapshot: {free >> 20} MB free in {self._store.root}, "
+                f"it may take {wanted >> 20} MB"
+            )
+        self._say(f"{self._kernel.release}: booting once, for a snapshot")
+        engine = self._machine.engine
+        assert isinstance(engine, Direct)
+        machine = replace(
+            self._machine, engine=replace(engine, memory=Memory(tree / "memory", None))
+        )
+        target = VmTarget(machine, "", tree / "console")
+        watch(target)
+        try:
+            target.start()
+            self._ready(target)
+            target.save(tree / "state")
+        except (TargetGoneError, TargetSilentError) as error:
+            lines = target.console_tail()
+            last = f" after {lines[-1]!r}" if lines else ""
+            said = str(error) or "the agent did not answer"
+            raise SnapshotError(f"no snapshot can be made: {said}{last}") from error
+        finally:
+            target.stop()
+        (tree / "digest").write_text(digest(tree / "memory"), encoding="ascii")
+
+    def _ready(self, target: VmTarget) -> None:
+        """Does all that a session does before its first scenario (harness/run/session.py)."""
+        greeting = hello(self._kernel.release, target.slowdown)
+        facts = target.request(greeting, BOOT_TIMEOUT)["result"]
+        target.request({"op": "modules"}, STEP_TIMEOUT)
+        if facts["vmlinux_btf"]:
+            request = {"op": "compile", "programs": self._programs.get()}
+            reply = target.request(request, COMPILE_TIMEOUT)
+            self._programs.put(reply["result"]["programs"])
+
+    def _inputs(self) -> Mapping[str, str]:
+        """All that the state of a VM with the agent up depends on."""
+        machine = self._machine
+        # Disks and initramfs are named by what is in them.
+        command = machine.agent_command(Path())
+        greeting = hello(self._kernel.release, machine.accelerator.slowdown)
+        inputs = {
+            "recipe": RECIPE,
+            "command": json.dumps(command),
+            "kernel": _sha256(self._kernel.image.read_bytes()),
+            "qemu": _program(machine.qemu, self._qemu),
+            "greeting": _sha256(json.dumps(greeting, sort_keys=True).encode()),
+            "programs": self._programs.key,
+        }
+        if machine.accelerator.name == "kvm":
+            cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+            lines = sorted(set(_CPU_LINES.findall(cpus)))
+            inputs["host"] = _sha256("\n".join([platform.release(), *lines]).encode())
+        return inputs
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _program(path: Path, version: tuple[int, ...]) -> str:
+    status = path.stat()
+    told = ".".join(map(str, version))
+    return f"{told} {status.st_size} {status.st_mtime_ns}"
