@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import differences, matrix, timeline, traces, words
+from harness.report import differences, matrix, sites, timeline, traces, words
 from harness.report.matrix import LEGEND, Cell, Matrix, Triple, mark_of
 from harness.report.model import RunModel
 from harness.report.views import HARMLESS, Kernel, Scenario, Vm, tally
@@ -104,6 +104,7 @@ def render(model: RunModel) -> str:
             cell for k in kernels for b in k.triples.blocks if b.triple for cell in b.triple.cells
         ),
         differences=differences.find(model),
+        sites=[(k.kernel.release, w) for k in kernels if (w := sites.ways(model, k.kernel.id))],
         failures=failures,
         failed=failed,
         group_failures=model.group_failures(),

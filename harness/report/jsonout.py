@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.report import differences, matrix, traces
+from harness.report import differences, matrix, sites, traces
 from harness.report.matrix import Cell, Matrix
 from harness.report.model import RunModel, exit_status
 from harness.report.views import Group, Report, Scenario, Step, Vm, tally
@@ -173,6 +173,7 @@ def _step(scenario: Scenario, step: Step) -> dict[str, Any]:
         "bodies": bodies(step),
         "hits": hits(step),
         "flags": {f: sorted(letters) for f, letters in flags(step).items()},
+        **({"sites": found} if (found := dict(sites.of_step(step))) else {}),
         "agent_s": step.agent_s,
         "group_s": step.group_s,
         "mismatches": [dataclasses.asdict(m) for m in step.mismatches],

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.report import differences, matrix, traces
+from harness.report import differences, matrix, sites, traces
 from harness.report.matrix import LEGEND, Matrix, Triple, departure_words, mark_of
 from harness.report.model import RunModel
 from harness.report.views import Group, Kernel, Report, Scenario, Step, Vm
@@ -91,6 +91,7 @@ class _Writer:
             self._environment(kernel)
         self._matrices()
         self._differences()
+        self._sites()
         for vm in self.model.vm_failures():
             self._vm(vm)
         groups = self.model.group_failures()
@@ -178,6 +179,17 @@ class _Writer:
             for value, kernels in one.by_value(list(self.model.kernels)).items():
                 self._line(f"{value:{width}}  {', '.join(kernels)}", indent=4)
             self._line(f"{plural(len(one.names), 'scenario')}: {some(one.names)}", "dim", 4)
+
+    def _sites(self) -> None:
+        """Each way that calls took to a direct trampoline, and which instruction did it."""
+        for kernel in self.model.kernels:
+            if not (found := sites.ways(self.model, kernel)):
+                continue
+            self._heading(f"Call sites of {kernel}")
+            for way in found:
+                self._line(f"{way.decoded} ({way.instruction}); {way.trampoline}", indent=2)
+                names = f"{plural(len(way.scenarios), 'scenario')}: {some(way.scenarios, 2)}"
+                self._line(names, "dim", 4)
 
     def _vm(self, vm: Vm) -> None:
         self._heading(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
+from harness.report import sites
 from harness.report.views import Scenario, Step
 from harness.report.words import errno_name, plural, short_title, some
 
@@ -71,6 +72,7 @@ def build(scenario: Scenario) -> Timeline:
         (
             *(Lane(label, _merged(_lane(steps, name))) for name, label in lanes.items()),
             *_bodies(scenario),
+            *_sites(scenario),
         ),
     )
 
@@ -103,6 +105,15 @@ def _hits(step: Step, name: str) -> int | None:
     counts = [(b or {}).get("hits", {}).get(name) for b in behaviour]
     known = [int(n) for n in counts if n is not None]
     return sum(known) if known else None
+
+
+def _sites(scenario: Scenario) -> Iterator[Lane]:
+    """What was at the call sites that were looked at."""
+    seen = [dict(sites.of_step(step)) for step in scenario.steps]
+    for function in scenario.functions:
+        if any(function in found for found in seen):
+            words = [sites.brief(found[function]) if function in found else "" for found in seen]
+            yield Lane(f"call site of {function}()", _merged((text, "") for text in words))
 
 
 def _bodies(scenario: Scenario) -> Iterator[Lane]:

@@ -178,6 +178,7 @@ class Step:
         seen = self.observed or {}
         behaviour = (seen.get("behaviour") or {}).items()
         registry = (seen.get("registry") or {}).items()
+        sites = seen.get("site") or {}
         return replace(
             self,
             predicted={"errno": self.predicted.get("errno", ())},
@@ -190,6 +191,7 @@ class Step:
                 },
                 "registry": {intern(f): {"flags": (r or {}).get("flags")} for f, r in registry},
                 "held": seen.get("held"),
+                **({"site": sites} if sites else {}),
             },
             registry_text="",
             log=(),

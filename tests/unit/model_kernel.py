@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.arch import named
 from harness.policy.acts import transition
 from harness.policy.predict import RecordPrediction, witnesses
 from harness.policy.profile import FIRST, Profile, choose, options, release_version
+from harness.policy.site import predict as site
 from harness.policy.state import State
 from harness.run.record import Record
 from harness.run.schedule import Schedule, Work
@@ -35,13 +37,25 @@ def warning(report: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+#: A call site, and where it may lead: in reach of a BL, and out of it.
+SITE, CALLER = 0xFFFF800080010004, 0xFFFF800080049338
+NEAR, FAR = SITE + (32 << 20), SITE - (2 << 30)
+
+
+def bl(target: int) -> int:
+    """The BL at SITE that leads there, or to where its 26 bits do."""
+    return 0x94000000 | (target - SITE) // 4 & 0x3FFFFFF
+
+
 class ModelKernel:
     """A target (harness/target/protocol.py) whose kernel is a model with this profile."""
 
     slowdown = 1.0
 
-    def __init__(self, release: str, profile: Profile) -> None:
+    def __init__(self, release: str, profile: Profile, boot: Sequence[str] = ()) -> None:
         self.release = release
+        #: Where BPF trampolines are.
+        self.reach = "near" if "nokaslr" in boot else "far"
         self.profile = profile
         self.state = State()
         self._log: list[str] = []
@@ -89,6 +103,8 @@ class ModelKernel:
             "notes": "its own",
             "livepatch": version >= FIRST["livepatch"].get(self.profile.arch, (0, 0)),
             "lockdep": False,
+            "machine": named(self.profile.arch).machine,
+            "kaslr": self.reach == "far",
             "vmlinux_btf": True,
             "kprobe_multi": version >= FIRST["fprobe"][self.profile.arch],
             "tracers": ["function", "function_graph"],
@@ -114,9 +130,26 @@ class ModelKernel:
     def _on_begin(self, functions: list[str]) -> Event:
         return self._observation(functions)
 
-    def _on_acts(self, acts: list[Event], functions: list[str], **_: Any) -> Event:
+    def _on_acts(
+        self, acts: list[Event], functions: list[str], sites: bool = False, **_: Any
+    ) -> Event:
         results = [self._act(act) for act in acts]
-        return {"results": results, **self._observation(functions)}
+        looked = {"sites": {f: self._site(f) for f in functions}} if sites else {}
+        return {"results": results, **looked, **self._observation(functions)}
+
+    def _site(self, function: str) -> Event:
+        expected = site(self.state, function, self.profile, self.reach)
+        trampoline = {"near": NEAR, "far": FAR}.get(expected.reach or "", 0)
+        target = {"direct": trampoline, "ftrace_caller": CALLER}.get(expected.path)
+        return {
+            "address": SITE,
+            "caller": CALLER,
+            "trampoline": trampoline,
+            "ops": 0xFFFF000004962F00,
+            "direct_call": trampoline if expected.calls_back else 0,
+            "instruction": bl(target) if target else 0xD503201F,
+            "veneer": [0, 0, 0, 0],
+        }
 
     def _on_clean(self) -> Event:
         self.state = State(modified=self.state.modified, stale_share=self.state.stale_share)
@@ -138,7 +171,8 @@ class ModelKernel:
     def _step(json: Event) -> Step:
         if json["do"] == "attach":
             attacher = json["attacher"] + ("-replace" if json.get("replace") else "")
-            return Attach(json["id"], attacher, tuple(json["functions"]))
+            far = bool(json.get("far"))
+            return Attach(json["id"], attacher, tuple(json["functions"]), far=far)
         return step_from_json(json)
 
     def _observation(self, functions: list[str]) -> Event:
@@ -217,10 +251,18 @@ def record_run(
                 config=options(config or {}),
             )  # fmt: skip
 
-            def make(_vm: str, release: str = release, profile: Profile = profile) -> ModelKernel:
-                return ModelKernel(release, wrong(profile))
+            for boot in dict.fromkeys(s.boot for s in scenarios):
 
-            works.append(Work(release, profile, make, scenarios))
+                def make(
+                    _vm: str,
+                    release: str = release,
+                    profile: Profile = profile,
+                    boot: tuple[str, ...] = boot,
+                ) -> ModelKernel:
+                    return ModelKernel(release, wrong(profile), boot)
+
+                there = [s for s in scenarios if s.boot == boot]
+                works.append(Work(release, profile, make, there))
         Schedule(works, record, 1, side_by_side).run()
     return events
 

@@ -24,14 +24,18 @@ ARM_BARE = choose("7.2.0", {"CONFIG_DYNAMIC_FTRACE_WITH_ARGS": "y"}, arch="arm64
 
 
 def run(
-    profile: Profile, *steps: Step, functions: tuple[str, ...] = (F,), state: State | None = None
+    profile: Profile,
+    *steps: Step,
+    functions: tuple[str, ...] = (F,),
+    state: State | None = None,
+    reach: str = "",
 ) -> tuple[list[Prediction], State]:
     """Predictions of the steps that are done, and the state they leave."""
     state = state or State()
     found = []
     for step in steps:
         if applies(state, step):
-            prediction, state = predict(state, step, functions, profile)
+            prediction, state = predict(state, step, functions, profile, reach)
             found.append(prediction)
     return found, state
 

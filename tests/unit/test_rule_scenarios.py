@@ -55,7 +55,7 @@ def matching(glob: str) -> list[Scenario]:
 
 def witnesses(scenario: Scenario, profile: Profile) -> list[dict[str, Any]]:
     """What is predicted of each step, but for the name of the rule."""
-    found, _ = run(profile, *scenario.steps, functions=scenario.functions)
+    found, _ = run(profile, *scenario.steps, functions=scenario.functions, reach=scenario.reach)
     return [prediction.to_json() | {"rule": ""} for prediction in found]
 
 

@@ -34,7 +34,7 @@ def test_names_are_the_ones_that_they_always_were() -> None:
 
 def test_no_scenario_is_there_twice() -> None:
     assert len({s.name for s in ALL}) == len(ALL)
-    assert len({(s.functions, s.steps, s.watch) for s in ALL}) == len(ALL)
+    assert len({(s.functions, s.steps, s.watch, s.reach) for s in ALL}) == len(ALL)
 
 
 def test_default_is_part_of_everything() -> None:
