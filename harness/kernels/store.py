@@ -382,6 +382,16 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
+#: A file larger than this may be mostly holes, as a snapshot's memory is.
+_LARGE = 64 << 20
+
+
+def _room(item: os.DirEntry[str]) -> int:
+    """What a file takes on the disk, in bytes; that is known once it is there."""
+    _fsync(Path(item.path))
+    return os.stat(item.path, follow_symlinks=False).st_blocks * 512  # noqa: PTH116
+
+
 def _seal(
     work: Path, kind: str, inputs: Mapping[str, str], label: str, critical: Iterable[str]
 ) -> None:
@@ -397,10 +407,9 @@ def _seal(
                 if item.is_dir(follow_symlinks=False):
                     pending.append((item.path, f"{prefix}{item.name}/"))
                 elif item.is_file(follow_symlinks=False) or item.is_symlink():
-                    about_it = item.stat(follow_symlinks=False)
-                    files[prefix + item.name] = about_it.st_size
-                    # A snapshot's memory is mostly holes.
-                    size += min(about_it.st_size, about_it.st_blocks * 512)
+                    length = item.stat(follow_symlinks=False).st_size
+                    files[prefix + item.name] = length
+                    size += _room(item) if length > _LARGE else length
     about = {
         "kind": kind,
         "inputs": dict(inputs),
