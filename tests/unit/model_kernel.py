@@ -103,7 +103,6 @@ class ModelKernel:
             "notes": "its own",
             "compiled": False,
             "livepatch": version >= FIRST["livepatch"].get(self.profile.arch, (0, 0)),
-            "compiled": False,
             "lockdep": False,
             "machine": named(self.profile.arch).machine,
             "kaslr": self.reach == "far",
