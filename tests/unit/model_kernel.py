@@ -101,8 +101,8 @@ class ModelKernel:
         return {
             "release": self.release,
             "notes": "its own",
-            "livepatch": version >= FIRST["livepatch"].get(self.profile.arch, (0, 0)),
             "compiled": False,
+            "livepatch": version >= FIRST["livepatch"].get(self.profile.arch, (0, 0)),
             "lockdep": False,
             "machine": named(self.profile.arch).machine,
             "kaslr": self.reach == "far",
