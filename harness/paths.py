@@ -243,7 +243,7 @@ def _record_view(record: Event | None) -> dict[str, str]:
     if record is None:
         return {"record": "none"}
     direct = str(record["direct"] or "none")
-    for beginning in ("bpf_trampoline_", "cohabit_direct_tramp_"):
+    for beginning in ("bpf_trampoline_", "cohabit_direct_tramp_", "cohabit_far_tramp_"):
         if direct.startswith(beginning):
             direct = f"{beginning}*"
     return {
