@@ -46,7 +46,8 @@ class _Walk:
 
     ``special``: something was done after which nothing is compared any more; ``held``,
     ``unloaded``, ``off`` and ``pending``: calls in progress, the module of the functions
-    gone, ftrace turned off and livepatch transitions, meanwhile.
+    gone, ftrace turned off and livepatch transitions, meanwhile; ``breakpoints``: kprobes
+    are no users of ftrace, so that what they were has no bearing on any record.
     """
 
     kernel: str
@@ -56,6 +57,7 @@ class _Walk:
     past: dict[str, _Function] = field(default_factory=dict)
     step: Event = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    breakpoints: bool = False
     special: bool = False
     unloaded: bool = False
     off: bool = False
@@ -107,8 +109,9 @@ class _Walk:
             for other in [a for a in self.here if a.kind.exclusive == exclusive]:
                 if other.attacher != new.attacher:
                     self._gone(other)
+        arms = new.kind.posts and not self.breakpoints
         for function in functions:
-            if new.kind.posts and not any(a.kind.ops == "kprobe" for a in self.on(function)):
+            if arms and not any(a.kind.ops == "kprobe" for a in self.on(function)):
                 self.past[function].armed = True
         self.here.append(new)
         self._note("+", new)
@@ -162,7 +165,7 @@ class _Walk:
             past, left = self.past[function], self.on(function)
             # kernel/trace/ftrace.c: the ops that stays for other functions is a kprobe's,
             # or one of all direct calls (5.15 and older, 7.0 and newer).
-            past.left_regs |= kind.ops == "kprobe" or kind.direct
+            past.left_regs |= (kind.ops == "kprobe" or kind.direct) and not self.breakpoints
             past.left_regs &= bool(left)
             past.armed &= any(a.kind.ops == "kprobe" for a in left)
 
@@ -334,6 +337,7 @@ class Paths:
 
     def __init__(self) -> None:
         self._walks: dict[tuple[str, str], _Walk] = {}
+        self._arches: dict[str, str] = {}
         self._places: dict[Place, dict[View, _Seen]] = {}
         self._observations = 0
         self._left_out: collections.Counter[str] = collections.Counter()
@@ -342,10 +346,13 @@ class Paths:
         """Takes the next event of a run; those that it does not need are left alone."""
         kind = event["type"]
         key = run, str(event.get("scenario"))
-        if kind == "scenario_start":
+        if kind == "kernel":
+            self._arches[event["kernel"]] = event["arch"]
+        elif kind == "scenario_start":
             title = f"{run}:{event['name']}" if run else str(event["name"])
             functions = tuple(event["functions"])
-            walk = _Walk(event["kernel"], title, functions)
+            kernel = event["kernel"]
+            walk = _Walk(kernel, title, functions, breakpoints=self._arches.get(kernel) == "arm64")
             walk.past = {f: _Function() for f in functions}
             self._walks[key] = walk
         elif (known := self._walks.get(key)) is None:

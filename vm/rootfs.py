@@ -238,7 +238,7 @@ def builder_root(store: Store, say: Say, arch: Arch = arches.X86_64) -> Path:
     """
     packages: tuple[str, ...] = BUILDER_PACKAGES
     if not arch.native:
-        packages += (f"gcc-{arch.triplet}", *FOREIGN_BUILDER_PACKAGES)
+        packages += (f"gcc-{arch.triplet.replace('_', '-')}", *FOREIGN_BUILDER_PACKAGES)
     inputs = {"suite": SUITE, "packages": " ".join(packages), "recipe": RECIPE}
 
     def make(tree: Path) -> list[str]:

@@ -60,7 +60,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_run_options(parser.add_argument_group("running"))
     add_tree_options(parser)
     add_machine_options(parser)
-    parser.set_defaults(handler=run)
+    # A snapshot of a kernel that is run once or twice does not pay.
+    parser.set_defaults(handler=run, snapshots=False)
 
 
 @dataclass(frozen=True)

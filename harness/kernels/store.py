@@ -382,12 +382,23 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
+#: A file larger than this may be mostly holes, as a snapshot's memory is.
+_LARGE = 64 << 20
+
+
+def _room(item: os.DirEntry[str]) -> int:
+    """What a file takes on the disk, in bytes; that is known once it is there."""
+    _fsync(Path(item.path))
+    return os.stat(item.path, follow_symlinks=False).st_blocks * 512  # noqa: PTH116
+
+
 def _seal(
     work: Path, kind: str, inputs: Mapping[str, str], label: str, critical: Iterable[str]
 ) -> None:
     """Write the manifest of a complete tree and bring everything to the disk."""
     tree = work / "tree"
     files: dict[str, int] = {}
+    size = 0
     pending = [(os.fspath(tree), "")]
     while pending:
         directory, prefix = pending.pop()
@@ -396,13 +407,15 @@ def _seal(
                 if item.is_dir(follow_symlinks=False):
                     pending.append((item.path, f"{prefix}{item.name}/"))
                 elif item.is_file(follow_symlinks=False) or item.is_symlink():
-                    files[prefix + item.name] = item.stat(follow_symlinks=False).st_size
+                    length = item.stat(follow_symlinks=False).st_size
+                    files[prefix + item.name] = length
+                    size += _room(item) if length > _LARGE else length
     about = {
         "kind": kind,
         "inputs": dict(inputs),
         "label": label,
         "created": time.time(),
-        "size": sum(files.values()),
+        "size": size,
         "critical": {name: _sha256(tree / name) for name in critical},
     }
     (work / "files.json").write_text(json.dumps(files), encoding="utf-8")

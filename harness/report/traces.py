@@ -26,6 +26,8 @@ _NOISE = re.compile(
     r"-+\[ (?:cut here|end trace)|={20,}$|Modules linked in:|Unloaded tainted modules:"
     r"|\[last unloaded|Hardware name:|Tainted: \[|Code: |RIP: 0033:|R(?!IP)[A-Z0-9]{2}: "
     r"|(?:FS|CS|CR2|DR\d|PKRU|ORIG_RAX): |\s+\? |\s*$"
+    # arch/arm64/kernel/process.c: __show_regs()
+    r"|(?:pstate|sp|x\d+) *: "
     # kernel/locking/lockdep.c: print_irqtrace_events(), with every warning.
     r"|irq event stamp: |(?:hard|soft)irqs last +(?:en|dis)abled at "
 )

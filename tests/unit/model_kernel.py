@@ -101,6 +101,7 @@ class ModelKernel:
         return {
             "release": self.release,
             "notes": "its own",
+            "compiled": False,
             "livepatch": version >= FIRST["livepatch"].get(self.profile.arch, (0, 0)),
             "lockdep": False,
             "machine": named(self.profile.arch).machine,

@@ -140,6 +140,29 @@ def test_registers_and_guesses_are_left_out() -> None:
     assert traces.shown(report, 3) == [*SHOWN[:3], "(5 more lines in the record, report vm0:r0)"]
 
 
+def test_registers_of_arm64() -> None:
+    kept = (
+        "WARNING: kernel/trace/fprobe.c:683 at fprobe_return+0x17c/0x190, CPU#0: python3/69",
+        "pc : fprobe_return+0x17c/0x190",
+        "lr : fprobe_return+0x178/0x190",
+        "Call trace:",
+        " fprobe_return+0x17c/0x190 (P)",
+        " return_to_handler+0x2c/0x58",
+    )
+    registers = (
+        "pstate: 81402005 (Nzcv daif +PAN -UAO -TCO +DIT -SSBS BTYPE=--)",
+        "sp : ffff80008018bba0",
+        "x29: ffff80008018bba0 x28: ffff0000015a5e80 x27: ffffffffffffffff",
+        "x8 : ffff0000015a5e80 x7 : ffff0000015a5e80 x6 : 0000000000000004",
+    )
+    run = Run()
+    name = run.start("fexit/alone")
+    run.report(name, index=1, raw=(*kept[:3], *registers, *kept[3:]))
+    run.end(name, "SPLAT")
+    (report,) = model_of(run.over()).reports.values()
+    assert traces.shown(report) == list(kept)
+
+
 def test_what_was_not_decoded_is_shown_as_it_was() -> None:
     (report,) = model_of(splat(decoded=False)).reports.values()
     assert traces.shown(report)[2] == RAW[6]

@@ -295,6 +295,25 @@ def test_prune_by_age(tmp_path: Path) -> None:
     assert [entry.label for entry in store.entries()] == ["new"]
 
 
+def test_holes_take_no_room(tmp_path: Path) -> None:
+    def make(tree: Path) -> list[str]:
+        with (tree / "memory").open("wb") as file:
+            file.write(b"x" * 4096)
+            file.truncate(1 << 30)
+        return []
+
+    store = Store(tmp_path)
+    tree = store.get("thing", {}, make, label="memory", say=nothing)
+    (entry,) = store.entries("thing")
+    assert 0 < entry.size < 1 << 20
+    # And it is found damaged when it is shorter, all the same.
+    os.truncate(tree / "memory", 1 << 29)
+    store.close()
+    said: list[str] = []
+    Store(tmp_path).get("thing", {}, make, label="memory", say=said.append)
+    assert any("memory has" in line for line in said)
+
+
 def test_entry_tells_what_it_is(tmp_path: Path) -> None:
     store = Store(tmp_path)
     get(store)
