@@ -389,8 +389,8 @@ def _conditions(
         yield _condition("kernel.ftrace_enabled is 1", rules.PERMANENT_NEEDS_ENABLED)
     if kind.name == "fmod_ret" and not name.startswith("security_"):
         yield _condition("the function is error-injectable", rules.NOT_MODIFIABLE)
-    if kind.direct and arch == "arm64" and first <= (7, 2) and not _tells_call_ops(record):
-        rule = rules.BPF_NEEDS_DIRECT if kind.bpf else rules.DIRECT_NEEDS_CALL_OPS
+    rule = rules.BPF_NEEDS_DIRECT if kind.bpf else rules.DIRECT_NEEDS_CALL_OPS
+    if kind.direct and rule.holds(arch, first) and not _tells_call_ops(record):
         text = "the kernel has CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS (not with CFI or gcc's -Os)"
         yield _condition(text, rule)
     limit = rules.TRAMPOLINE_ARGS.span(arch)[1]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -37,6 +38,10 @@ Say = Callable[[str], None]
 RECIPE = "1"
 """Counts up whenever what is done below changes what comes out."""
 
+KIND = "snapshot"
+_LABEL = "snapshot"
+#: How many of one kernel stay in the cache.
+_KEPT = 3
 #: Room that has to be left on the disk besides the memory's, in bytes.
 _ROOM = 64 << 20
 #: Of a host with KVM, what the state of a guest's CPU depends on.
@@ -93,12 +98,24 @@ class KernelTemplate:
         with self._lock:
             self._snapshot = None
             self._reason = f"restoring failed before: {reason}"
-            self._store.discard("snapshot", self._inputs())
+            self._store.discard(KIND, self._inputs())
 
     def _found_or_made(self, watch: Callable[[Target], None]) -> Snapshot:
         if self._qemu < OLDEST_QEMU:
             oldest = ".".join(map(str, OLDEST_QEMU))
             raise SnapshotError(f"snapshots need QEMU {oldest} or newer")
+        try:
+            found = self._stored(watch)
+            if not found.made_s and digest(found.memory) != _told(found):
+                self._say(f"{_LABEL} of {self._told}: its memory has changed; making it anew")
+                self._store.discard(KIND, self._inputs())
+                found = self._stored(watch)
+        except CohabitError as error:
+            raise SnapshotError(f"no snapshot can be made: {error}") from error
+        return found
+
+    def _stored(self, watch: Callable[[Target], None]) -> Snapshot:
+        """What the cache has, or what is made for it now."""
         made = 0.0
 
         def make(tree: Path) -> list[str]:
@@ -108,16 +125,22 @@ class KernelTemplate:
             made = time.monotonic() - began
             return ["state", "console", "digest"]
 
-        label = f"snapshot: {self._kernel.release}"
-        try:
-            tree = self._store.get("snapshot", self._inputs(), make, label=label, say=self._say)
-        except CohabitError as error:
-            raise SnapshotError(f"no snapshot can be made: {error}") from error
-        memory = tree / "memory"
-        if not made and digest(memory) != (tree / "digest").read_text(encoding="ascii"):
-            self._store.discard("snapshot", self._inputs())
-            raise SnapshotError("the snapshot in the cache is damaged: its memory has changed")
-        return Snapshot(memory, tree / "state", tree / "console", made)
+        label = f"{_LABEL} of {self._told}"
+        tree = self._store.get(KIND, self._inputs(), make, label=label, say=self._say)
+        if made:
+            self._remove_older(label)
+        return Snapshot(tree / "memory", tree / "state", tree / "console", made)
+
+    @property
+    def _told(self) -> str:
+        return " ".join([self._kernel.release, *self._machine.boot])
+
+    def _remove_older(self, label: str) -> None:
+        """Keeps the last few of a kernel: each change to the agent makes another."""
+        same = [entry for entry in self._store.entries(KIND) if entry.label == label]
+        for entry in same[_KEPT:]:
+            with contextlib.suppress(CohabitError):
+                self._store.remove(entry)
 
     def _make(self, tree: Path, watch: Callable[[Target], None]) -> None:
         wanted = (self._machine.memory_mb << 20) + _ROOM
@@ -176,6 +199,11 @@ class KernelTemplate:
             lines = sorted(set(_CPU_LINES.findall(cpus)))
             inputs["host"] = _sha256("\n".join([platform.release(), *lines]).encode())
         return inputs
+
+
+def _told(snapshot: Snapshot) -> str:
+    """The digest that its memory had when it was made."""
+    return (snapshot.memory.parent / "digest").read_text(encoding="ascii")
 
 
 def _sha256(data: bytes) -> str:

@@ -258,3 +258,97 @@ def test_no_definite_answer_contradicts_the_model(version: Version) -> None:
             if alone and alone.count == 1 and not str(alone.direct).startswith("cohabit"):
                 assert len(said) == 1, (there, attacher, data)
     assert definite
+
+
+def printed_by_arm64(record: RecordPrediction | None) -> bytes:
+    """A record as arm64 of 6.4 and newer prints it."""
+    if record is None:
+        return b""
+    line = f"{F} ({record.count})"
+    for letter in "RIDOM":
+        line += f" {letter}" if letter in record.flags else "  "
+    line += " "
+    if record.direct and record.count == 1:
+        line += "\ttramp: ftrace_caller+0x0/0x9c (call_direct_funcs+0x0/0x10)"
+    if record.ops:
+        module = " [cohabit]" if record.ops.startswith("cohabit") else ""
+        line += f"\tops: 0xffff000004962f00 ({record.ops}+0x0/0x10{module})"
+    if record.direct:
+        where = f"{record.direct}6442500515" if record.direct.endswith("_") else record.direct
+        module = " [cohabit]" if record.direct.startswith("cohabit") else ""
+        line += f"\n\tdirect-->{where}+0x0/0x120{module}"
+    return f"{line}\n".encode()
+
+
+@pytest.mark.parametrize("version", [(6, 12), (7, 2), (7, 3)])
+def test_no_definite_answer_contradicts_the_model_on_arm64(version: Version) -> None:
+    chosen = profile.choose(f"{version[0]}.{version[1]}", {}, arch="arm64")
+    later = {"livepatch": (6, 17), "fprobe": (6, 14)}
+    company, asked = (
+        [name for name in names if version >= later.get(name, (0, 0))] for names in (COMPANY, ASKED)
+    )
+    definite = 0
+    for there in itertools.chain(
+        itertools.permutations(company, 2), itertools.combinations(company, 3)
+    ):
+        predictions, state = run(chosen, *attach(*there))
+        record = predictions[-1].registry[F]
+        data = printed_by_arm64(record)
+        report = explain(data, [F], asked, version, "arm64")
+        # With nothing but the text it is taken for arm64's as well.
+        assert version in explain(data, [F], asked).kernels["arm64"], data
+        for attacher in asked:
+            refused = refusals.refusal(state, Attached("new", attacher, (F,), 0), chosen)
+            truth = (refused[0], refused[1].name) if refused else (0, None)
+            answer = answer_for(only(report).answers[attacher], "arm64", version)
+            said = [
+                (c.outcome.errno, None if c.outcome.ok else c.outcome.rule) for c in answer.cases
+            ]
+            assert truth in said, (there, attacher, data)
+            definite += len(said) == 1
+            if record and record.count == 1 and not str(record.direct).startswith("cohabit"):
+                assert len(said) == 1, (there, attacher, data)
+            # Kprobes are not seen, and refuse nobody.
+            if attacher.startswith("kprobe"):
+                assert said == [(0, None)]
+    assert definite
+
+
+@pytest.mark.parametrize(
+    ("attacher", "version", "needed"),
+    [
+        ("fexit", (7, 2), ["bpf-needs-direct"]),
+        ("direct-share", (6, 12), ["direct-needs-call-ops"]),
+        ("fexit", (7, 3), []),
+        ("ops", (7, 2), []),
+    ],
+)
+def test_on_arm64_direct_calls_are_a_matter_of_configuration(
+    attacher: str, version: Version, needed: list[str]
+) -> None:
+    answer = only(explain(b"", ["f"], [attacher], version, "arm64")).answers[attacher][0]
+    assert [c.rule for c in answer.conditions if "direct" in c.rule] == needed
+    # On x86-64 it is not, nor where the kernel shows O.
+    answer = only(explain(b"", ["f"], [attacher], version, "x86-64")).answers[attacher][0]
+    assert not any("direct" in c.rule for c in answer.conditions)
+    line = b"f (1)       O   \tops: global_ops+0x0/0x1 (function_trace_call+0x0/0x1)\n"
+    answer = only(explain(line, ["f"], [attacher], version, "arm64")).answers[attacher][0]
+    assert not any("direct" in c.rule for c in answer.conditions)
+
+
+def test_how_many_programs_is_each_architectures_own() -> None:
+    line = (
+        b"f (1)     D   M \ttramp: ftrace_regs_caller+0x0/0x1 (call_direct_funcs+0x0/0x1)"
+        b"\n\tdirect-->bpf_trampoline_6442500515+0x0/0x1\n"
+    )
+    for arch, first, words in (
+        ("x86-64", (7, 2), "fewer than 36 BPF programs are on it"),
+        ("arm64", (7, 2), "fewer than 37 BPF programs are on it"),
+        ("arm64", (6, 12), "fewer than 38 BPF programs are on it"),
+    ):
+        answer = only(explain(line, ["f"], ["fexit"], first, arch)).answers["fexit"][0]
+        assert words in [c.text for c in answer.conditions]
+    (answer,) = only(explain(line, ["f"], ["fexit"], None, "arm64")).answers["fexit"]
+    assert "fewer than 37 (38 before 7.2) BPF programs are on it" in [
+        c.text for c in answer.conditions
+    ]
