@@ -132,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
     # What a bare boot and the selftests are compared with.
     args.engine = "virtme"
     setup = Setup.of(args)
+    setup.by_virtme()
     kernel = setup.kernel(args.kernel)
     machine = setup.machine(kernel)
     # What can't be fetched or built is to be told before anything is booted.

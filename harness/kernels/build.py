@@ -196,13 +196,16 @@ class _Job:
                 stayed.append(item.option)
                 continue
             why = kconfig.obstacles(item.option, self.source, self.arch.srcarch, config)
-            if why.startswith("this tree has no"):
+            srcarch = self.arch.srcarch
+            if why.startswith("this tree has no") or kconfig.out_of_reach(
+                item.option, self.source, srcarch, config
+            ):
                 absent.append(item.option)
             else:
                 problems.append(f"{item.option}={item.wanted} became {item.got}: {why}")
         if absent:
             self.say(
-                f"note: {self.tree.release} has no {', '.join(absent)}; "
+                f"note: {self.tree.release} has no {', '.join(absent)} on {self.arch.policy}; "
                 "scenarios that need it will be skipped"
             )
         if stayed:

@@ -135,6 +135,40 @@ def obstacles(option: str, source: Path, srcarch: str, config: Mapping[str, str]
     return "; ".join(told) or f"{places[0].place} says no more: only other options select it"
 
 
+def out_of_reach(option: str, source: Path, srcarch: str, config: Mapping[str, str]) -> str:
+    """Return what an option needs and the architecture has not in this tree, empty if nothing.
+
+    That is a symbol HAVE_... which nothing below ``arch/`` of it selects: no configuration
+    could have the option then.
+    """
+    offered = "\n".join(
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted((source / "arch" / srcarch).rglob("Kconfig*"))
+    )
+    missing: dict[str, None] = {}
+    for place in definitions(source, srcarch, option.removeprefix("CONFIG_")):
+        never = [s for c in place.conditions for s in _never(c, offered, config)]
+        if not never:
+            return ""
+        missing |= dict.fromkeys(never)
+    return ", ".join(missing)
+
+
+def _never(condition: str, offered: str, config: Mapping[str, str]) -> list[str]:
+    """The symbols for whose want a condition cannot be met; ``offered``: who could select them."""
+    symbols = dict.fromkeys(_SYMBOL.findall(condition))
+    never = [
+        s
+        for s in symbols
+        if s.startswith("HAVE_")
+        and _off(s, config)
+        and not re.search(rf"\bselect {s}\b|^config {s}$", offered, re.MULTILINE)
+    ]
+    best = {f"CONFIG_{s}": "n" if s in never else "y" for s in symbols}
+    with_them = dict.fromkeys(best, "y")
+    return never if holds(condition, with_them) and not holds(condition, best) else []
+
+
 def holds(condition: str, config: Mapping[str, str]) -> bool:
     """Return whether a condition of Kconfig's is met; what is not understood counts as met."""
     tokens = _TOKEN.findall(condition.partition(" if ")[0])

@@ -58,6 +58,29 @@ def test_what_stood_in_the_way(source: Path) -> None:
     )
 
 
+def test_what_the_architecture_has_not(tmp_path: Path) -> None:
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/Kconfig").write_text(
+        "config LIVEPATCH\n\tbool\n\tdepends on HAVE_LIVEPATCH && SYSFS\n"
+        "config DIRECT\n\tbool\n\tdepends on HAVE_DIRECT || HAVE_OTHER\n"
+        "config PLAIN\n\tbool\n\tdepends on SYSFS\n"
+    )
+    (tmp_path / "arch/x86").mkdir(parents=True)
+    (tmp_path / "arch/x86/Kconfig").write_text("config X86\n\tselect HAVE_LIVEPATCH\n")
+    (tmp_path / "arch/arm64").mkdir()
+    (tmp_path / "arch/arm64/Kconfig").write_text("config ARM64\n\tselect HAVE_DIRECT if ARGS\n")
+
+    def needed(option: str, srcarch: str, **config: str) -> str:
+        values = {f"CONFIG_{name}": value for name, value in config.items()}
+        return kconfig.out_of_reach(f"CONFIG_{option}", tmp_path, srcarch, values)
+
+    assert needed("LIVEPATCH", "arm64") == "HAVE_LIVEPATCH"
+    assert needed("LIVEPATCH", "x86", HAVE_LIVEPATCH="y") == "", "SYSFS can be had"
+    assert needed("DIRECT", "arm64") == "", "where there is ARGS"
+    assert needed("DIRECT", "x86") == "HAVE_DIRECT, HAVE_OTHER"
+    assert needed("PLAIN", "arm64") == ""
+
+
 @pytest.mark.parametrize(
     ("condition", "met"),
     [
