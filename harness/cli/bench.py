@@ -114,6 +114,7 @@ def _median(values: list[float]) -> float:
 def run(args: argparse.Namespace) -> int:
     """The command."""
     setup = Setup.of(args)
+    setup.by_virtme()
     kernel = setup.kernel(args.kernel)
     machine = setup.machine(kernel)
     # What can't be fetched or built is to be told before anything is booted.

@@ -180,6 +180,17 @@ class Setup:
             raise UsageError("this command takes one architecture at a time", "give --arch one")
         return self.arches[0] if self.arches else host()
 
+    def by_virtme(self) -> None:
+        """Makes virtme-ng boot all VMs, for a command that knows no other engine.
+
+        Raises UsageError where the user asked for one.
+        """
+        if self.engine not in ("auto", "virtme"):
+            raise UsageError(
+                f"this command boots by virtme-ng, not by {self.engine}", "leave out --engine"
+            )
+        self.engine = "virtme"
+
     def root(self, arch: Arch) -> Path:
         """The root file system of guests."""
         if arch.name not in self._roots:

@@ -12,6 +12,7 @@ from .setup import Setup, add_machine_options, say
 EXAMPLES = """examples:
   cohabit shell                             the default kernel
   cohabit shell --kernel debian:7.2
+  cohabit shell --arch arm64
   cohabit shell -c 'insmod /cohabit/kmods/cohabit_klp_cmdline.ko; cat /proc/cmdline'
 In the guest: modules are in /cohabit/kmods, the agent in /cohabit/agent, tracefs in
 /sys/kernel/tracing; `poweroff` or Ctrl-D ends it, Ctrl-A X ends QEMU.
@@ -35,6 +36,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(args: argparse.Namespace) -> int:
     """The command; its status is the guest command's."""
     setup = Setup.of(args)
+    setup.by_virtme()
     kernel = setup.kernel(args.kernel)
     machine = setup.machine(kernel)
     say(f"booting {kernel.release} ({machine.accelerator.name}: {machine.accelerator.why})")

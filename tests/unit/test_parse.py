@@ -183,7 +183,7 @@ BAD: list[tuple[str, object, str]] = [
     ("context as a list", changed("steps", 1, value={"do": "call", "context": ["softirq"]}),
      "there is no context ['softirq']"),
     ("no alternate", steps(DIRECT, {"do": "modify", "id": "a"}), "'alternate' is 0 or 1"),
-    ("another alternate", steps(DIRECT, {"do": "modify", "id": "a", "alternate": 2}),
+    ("another alternate", steps(DIRECT, {"do": "modify", "id": "a", "alternate": 4}),
      "'alternate' is 0 or 1"),
     ("alternate as a flag", steps(DIRECT, {"do": "modify", "id": "a", "alternate": True}),
      "'alternate' is 0 or 1"),

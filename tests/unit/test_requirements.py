@@ -28,6 +28,8 @@ FACTS: dict[str, Any] = {
     "tracers": ["function_graph", "function", "nop"],
     "vmlinux_btf": True,
     "module_btf": True,
+    "machine": "aarch64",
+    "kaslr": True,
 }
 VMLINUX, MODULE = "security_task_getpgid", "cohabit_f3"
 BPF = {"fentry", "fexit", "fmod_ret"}

@@ -102,3 +102,10 @@ def test_the_engine_virtme(shared: World) -> None:
     assert_ran_on_arm64(run)
     assert {e["engine"] for e in of_type(run.events, "vm_start")} == {"virtme"}
     assert set(verdicts(run.events).values()) == {"PASS"}
+
+
+def test_a_shell(shared: World) -> None:
+    run = shared.run("shell", "--arch", "arm64", "--command", "uname -m; exit 7", kernel=False)
+    assert run.end() == 7, run.told
+    assert run.out.split() == ["aarch64"]
+    shared.assert_nothing_left()

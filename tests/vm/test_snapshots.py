@@ -188,9 +188,7 @@ class Sabotaged(VmTarget):
         return ask(message, timeout)
 
 
-def test_what_only_a_restored_vm_does(
-    direct: Direct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_only_a_restored_vm_does(direct: Direct, tmp_path: Path) -> None:
     """The booted one decides, and the report says that they differ. SysRq comes by a BREAK."""
     kernel, setup = direct.kernel, direct.setup
     machine, output = setup.machine(kernel), tmp_path / "out"
