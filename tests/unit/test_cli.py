@@ -116,7 +116,7 @@ def test_examples_are_command_lines(command: str) -> None:
             continue
         args = parser().parse_args(argv)
         named = getattr(args, "scenarios", None) or []
-        if named != ["NAME"]:
+        if named not in (["NAME"], ["snapshots"]):
             assert catalogue.select(named)
         if override := getattr(args, "profile", None):
             profile.choose("6.12", {}, override)
