@@ -176,6 +176,20 @@ def test_on_arm64_only_m_depends_on_the_past(tmp_path: Path) -> None:
         assert (report(pair).unexplained == []) is explained
 
 
+def test_where_a_trampoline_lies_is_no_history(tmp_path: Path) -> None:
+    globs = "direct/alone/on:cmdline_proc_show", "direct/modify", "reach/direct/*/modify*"
+    events = run(tmp_path, *globs, version="7.2", arch="arm64")
+    targets = {
+        record["direct"]
+        for event in events
+        if event["type"] == "step_end"
+        for record in event["observed"]["registry"].values()
+        if record and record["direct"]
+    }
+    assert {t.rpartition("_")[0] for t in targets} >= {"cohabit_direct_tramp", "cohabit_far_tramp"}
+    assert report(events).unexplained == []
+
+
 # --- what looks like it and is not ------------------------------------------------------------
 
 
