@@ -93,7 +93,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_options(args)
     setup = Setup.of(args)
-    setup.options = dataclasses.replace(setup.options, arch=setup.arch.name)
     chosen = select(mutants, args.names, [setup.arch.name])
     tree = trees.resolve(args.tree, setup.store, say)
     begun = time.monotonic()

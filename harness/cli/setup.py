@@ -236,8 +236,8 @@ class Setup:
         self, tree: Tree, store: Store | None = None, options: build.Options | None = None
     ) -> Kernel:
         """The kernel that a tree makes, in this or another ``store``, by other ``options``."""
-        tools = self.tools(self.arch)
-        return build.build(tree, options or self.options, tools, store or self.store, say)
+        chosen = dataclasses.replace(options or self.options, arch=self.arch.name)
+        return build.build(tree, chosen, self.tools(self.arch), store or self.store, say)
 
     def kmods(self, kernel: Kernel) -> Path:
         """The kernel modules, built for that kernel."""
