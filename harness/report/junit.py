@@ -28,7 +28,7 @@ def render(model: RunModel) -> str:
             "origin": kernel.origin,
         }  # fmt: skip
         for vm in model.vms_of(kernel.id):
-            properties[vm.id] = f"{vm.engine} {vm.accel} QEMU {vm.qemu} CPU {vm.cpu}"
+            properties[vm.id] = f"{vm.how} {vm.accel} QEMU {vm.qemu} CPU {vm.cpu}"
         for name, value in properties.items():
             suite.add_property(name, printable(value))
         suite.add_testcases([_case(model, s) for s in model.of_kernel(kernel.id)])

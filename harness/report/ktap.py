@@ -68,7 +68,7 @@ def _kernel(model: RunModel, kernel: str) -> tuple[list[str], bool]:
     lines = [_VERSION, f"# Subtest: {_name(kernel)}"]
     lines += _comments([f"{about.reference}, {about.arch}, profile {about.profile}"])
     for vm in model.vms_of(kernel):
-        lines += _comments([f"{vm.id}: {vm.engine}, {vm.accel}, QEMU {vm.qemu}, CPU {vm.cpu}"])
+        lines += _comments([f"{vm.id}: {vm.how}, {vm.accel}, QEMU {vm.qemu}, CPU {vm.cpu}"])
     lines.append(f"1..{len(scenarios) + len(others)}")
     for number, scenario in enumerate(scenarios, 1):
         if scenario.verdict not in HARMLESS:

@@ -247,6 +247,8 @@ class RunModel:
             vm,
             kernel,
             engine=_text(e, "engine"),
+            start=_text(e, "start"),
+            start_why=_text(e, "start_why"),
             accel=_text(e, "accel"),
             accel_why=_text(e, "accel_why"),
             qemu=_text(e, "qemu"),

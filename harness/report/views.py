@@ -40,11 +40,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Vm:
-    """A VM of the run; ``verdict`` is empty unless it came to grief.  ``boot_s`` in seconds."""
+    """A VM of the run; ``verdict`` is empty unless it came to grief.  ``boot_s`` in seconds.
+
+    ``start`` is ``snapshot`` where it went on from one; ``start_why``: why it did not.
+    """
 
     id: str
     kernel: str
     engine: str = ""
+    start: str = ""
+    start_why: str = ""
     accel: str = ""
     accel_why: str = ""
     qemu: str = ""
@@ -61,6 +66,11 @@ class Vm:
     console_tail: tuple[str, ...] = ()
     backtraces: tuple[str, ...] = ()
     decoded: tuple[str, ...] = ()
+
+    @property
+    def how(self) -> str:
+        """The engine, and whether the VM went on from a snapshot."""
+        return f"{self.engine}, from a snapshot" if self.start == "snapshot" else self.engine
 
     @property
     def stacks(self) -> tuple[str, ...]:

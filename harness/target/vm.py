@@ -27,7 +27,7 @@ from .protocol import Target, TargetAbortedError, TargetGoneError, TargetSilentE
 from .snapshot import Snapshot, Template
 
 #: Seconds on a fast machine for QEMU to take a snapshot and for the agent to answer then.
-_RESTORE_TIMEOUT = 2.0
+_RESTORE_TIMEOUT = 4.0
 #: And for QEMU to write one.
 _SAVE_TIMEOUT = 6.0
 _ENTROPY = 64
