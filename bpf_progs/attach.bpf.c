@@ -9,7 +9,7 @@
  * are here, and are replaced before each load.
  */
 
-#define MAX_ARGS 8
+#define MAX_ARGS 10
 
 #define TGID	0x5eed0000	/* the thread group of the caller under test */
 #define INDEX	0x5eed0001	/* of the program's element in "seen" */

@@ -31,6 +31,7 @@
 	X(cohabit_f3,		 3, cohabit_funcs, test)	\
 	X(cohabit_f6,		 6, cohabit_funcs, test)	\
 	X(cohabit_f8,		 8, cohabit_funcs, test)	\
+	X(cohabit_f10,		10, cohabit_funcs, test)	\
 	X(cohabit_sleep,	 1, cohabit_funcs, sleep)	\
 	X(cohabit_hold,		 1, cohabit_funcs, hold)
 
@@ -71,6 +72,8 @@
 #define COHABIT_ARGS_cohabit_f6		u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5
 #define COHABIT_ARGS_cohabit_f8		\
 	u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5, u64 a6, u64 a7
+#define COHABIT_ARGS_cohabit_f10	\
+	u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5, u64 a6, u64 a7, u64 a8, u64 a9
 #define COHABIT_ARGS_cohabit_sleep	u64 a0
 #define COHABIT_ARGS_cohabit_hold	u64 a0
 #define COHABIT_ARGS_lane		u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5
@@ -86,6 +89,7 @@
 #define COHABIT_SUM_3	(a0 + 2 * a1 + 3 * a2)
 #define COHABIT_SUM_6	(COHABIT_SUM_3 + 4 * a3 + 5 * a4 + 6 * a5)
 #define COHABIT_SUM_8	(COHABIT_SUM_6 + 7 * a6 + 8 * a7)
+#define COHABIT_SUM_10	(COHABIT_SUM_8 + 9 * a8 + 10 * a9)
 
 #define COHABIT_RESULT(tag, sum)	((u64)(tag) << 32 | (u32)(sum))
 

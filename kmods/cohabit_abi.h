@@ -9,9 +9,9 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define COHABIT_ABI_VERSION	3
+#define COHABIT_ABI_VERSION	4
 #define COHABIT_NAME_LEN	64
-#define COHABIT_MAX_ARGS	8
+#define COHABIT_MAX_ARGS	10
 #define COHABIT_SLOTS		8	/* of each kind */
 #define COHABIT_MAX_FUNCS	128	/* of one attachment */
 #define COHABIT_LANES		128	/* security_cohabit_000 to _127 */

@@ -27,12 +27,14 @@ COHABIT_ALL_LANES(LANE)
 #define TYPE_3	u64, u64, u64
 #define TYPE_6	TYPE_3, TYPE_3
 #define TYPE_8	TYPE_6, u64, u64
+#define TYPE_10	TYPE_8, u64, u64
 
 #define PASS_0
 #define PASS_1	a[0]
 #define PASS_3	a[0], a[1], a[2]
 #define PASS_6	a[0], a[1], a[2], a[3], a[4], a[5]
 #define PASS_8	a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+#define PASS_10	a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]
 
 #define CALLER(nr)							\
 static u64 call_##nr(void *address, const u64 *a)			\
@@ -47,6 +49,7 @@ CALLER(1)
 CALLER(3)
 CALLER(6)
 CALLER(8)
+CALLER(10)
 
 #define FUNCTION_ENTRY(name, nr, object, kind)	{ #name, name, call_##nr, COHABIT_##kind },
 #define LANE_ENTRY(number)	\

@@ -10,6 +10,7 @@ directory is swept by the next run, because nobody holds its lock any more.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import select
@@ -124,8 +125,12 @@ class Scratch:
 
 
 def interact(machine: Machine, command: str | None = None) -> int:
-    """Boots the machine for a person on this terminal; returns the command's status."""
+    """Boots the machine for a person on this terminal; returns the command's status.
+
+    By virtme-ng, whatever the machine's engine is.
+    """
     with contextlib.closing(Scratch()) as scratch:
+        machine = dataclasses.replace(machine, engine=virtme.VIRTME)
         argv = scratch.wrap(machine, virtme.shell_command(machine, scratch.root, command))
         with subprocess.Popen(argv, cwd=scratch.path, env=scratch.environment(machine)) as guest:
             try:
@@ -138,6 +143,7 @@ def interact(machine: Machine, command: str | None = None) -> int:
 def bare_boot(machine: Machine) -> float:
     """Seconds from starting ``vng`` to the first output of a command in the guest."""
     with contextlib.closing(Scratch()) as scratch:
+        machine = dataclasses.replace(machine, engine=virtme.VIRTME)
         argv = scratch.wrap(machine, virtme.shell_command(machine, scratch.root, "echo up"))
         began = time.monotonic()
         with subprocess.Popen(

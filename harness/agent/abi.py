@@ -6,9 +6,9 @@ from __future__ import annotations
 import ctypes
 from typing import Optional
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 NAME_LEN = 64
-MAX_ARGS = 8
+MAX_ARGS = 10
 SLOTS = 8
 MAX_FUNCS = 128
 LANES = 128
@@ -60,7 +60,9 @@ LANE_ARG = 0x1000
 
 #: Arguments for the test functions: different in every place and larger than
 #: 32 bits in none, so that a swapped or cut argument changes the checksum.
-TEST_ARGS = [0x101, 0x2202, 0x33303, 0x44404, 0x55505, 0x66606, 0x77707, 0x88808]
+TEST_ARGS = [
+    0x101, 0x2202, 0x33303, 0x44404, 0x55505, 0x66606, 0x77707, 0x88808, 0x99909, 0xAAA0A,
+]  # fmt: skip
 #: The one argument of the sleeping function is how long, in ms.
 SLEEP_ARGS = [1]
 #: The one argument of the holding function: 0 doesn't wait, anything else does.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 from typing import Any, Optional
@@ -129,12 +130,17 @@ class Service:
         }
         return self._modules
 
-    def do_compile(self, programs: Optional[dict[str, str]] = None) -> dict[str, Any]:
+    def do_compile(
+        self, programs: Optional[dict[str, str]] = None, import_bcc: bool = False
+    ) -> dict[str, Any]:
         """Compiles all BPF programs; gives their instructions in hexadecimal.
 
         ``programs``: what an earlier compilation gave, on any kernel, instead: it takes
-        seconds under emulation, and depends on the source alone.
+        seconds under emulation, and depends on the source alone.  ``import_bcc``: imports
+        bcc also where it is not needed for this.
         """
+        if import_bcc:
+            importlib.import_module("bcc")
         _, _, acts = self._parts()
         if programs is None:
             code = bpf.compiled(self._bpf_source, self._functions.values())

@@ -30,12 +30,15 @@ from harness.target.vm import VmTarget
 from vm.machine import GUEST, Machine
 from vm.process import bare_boot
 
-from .setup import Setup, add_machine_options, say
+from . import benchsnapshots
+from .setup import Setup, add_machine_options, positive, say
 
 EXAMPLES = """examples:
   cohabit bench                        one run on the default kernel
   cohabit bench --kernel debian:7.2 'ops*'
   cohabit bench --no-selftests         without fetching the kernel's source
+  cohabit bench snapshots --arch x86_64,arm64
+                                       VMs from snapshots against VMs that are booted
 """
 
 
@@ -51,10 +54,21 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names or globs")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO",
+        help="names or globs; or `snapshots`: measure these instead",
+    )  # fmt: skip
+    parser.add_argument(
+        "--restores", type=positive, default=100, metavar="N",
+        help="with `snapshots`: how many VMs are restored in a row",
+    )  # fmt: skip
     parser.add_argument("--kernel", metavar="REF")
     parser.add_argument(
-        "--repeat", type=int, default=3, metavar="N", help="boots of each kind (the median counts)"
+        "--repeat",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="boots of each kind (the median counts)",
     )
     parser.add_argument(
         "--no-selftests", action="store_true", help="leave out the kernel's own selftests/livepatch"
@@ -113,6 +127,10 @@ def _median(values: list[float]) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
+    if args.scenarios == ["snapshots"]:
+        return benchsnapshots.run(args)
+    # What a bare boot and the selftests are compared with.
+    args.engine = "virtme"
     setup = Setup.of(args)
     setup.by_virtme()
     kernel = setup.kernel(args.kernel)

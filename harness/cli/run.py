@@ -185,8 +185,8 @@ def _works(
         # Build errors and a missing QEMU are to be told before anything is booted.
         setup.machine(kernel)
         chosen_profile = profile.choose(kernel.release, kernel.config, override, kernel.arch)
-        boots = _boots(scenarios, kernel.arch)
-        there = sum(len(group) for group in boots.values())
+        lists = boots(scenarios, kernel.arch)
+        there = sum(len(group) for group in lists.values())
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
             arch=kernel.arch, origin=kernel.origin, profile=chosen_profile.name,
@@ -194,7 +194,7 @@ def _works(
             options=list(kernel.options), config=profile.options(kernel.config),
             left_out=len(scenarios) - there,
         )  # fmt: skip
-        for boot, group in boots.items():
+        for boot, group in lists.items():
             compiled = programs[kernel.arch]
             works.append(_work(setup, kernel, chosen_profile, compiled, boot, group, record))
         booted.append(Booted(kernel, setup.kmods(kernel)))
@@ -206,7 +206,7 @@ def _works(
     return works, booted
 
 
-def _boots(scenarios: Sequence[Scenario], arch: str) -> dict[tuple[str, ...], list[Scenario]]:
+def boots(scenarios: Sequence[Scenario], arch: str) -> dict[tuple[str, ...], list[Scenario]]:
     """The scenarios that are for an architecture, by what the kernel's command line must have."""
     found: dict[tuple[str, ...], list[Scenario]] = {}
     for scenario in scenarios:

@@ -166,9 +166,12 @@ class _Writer:
             yield from self._lines(rule.source, "      ", "    ")
         if any(block.record and block.record.count for block in report.blocks):
             yield ""
+            kprobes = "; kprobes of arm64 are breakpoints, and no users"
+            if "x86-64" in report.kernels:
+                kprobes = f", and its kprobes{kprobes if 'arm64' in report.kernels else ''}"
             yield from self._lines(
                 "A user is one ftrace_ops. All livepatches of a function are one user, and so are "
-                "its BPF programs, and its kprobes.", "",
+                f"its BPF programs{kprobes}.", "",
             )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,9 @@ class Site:
 
     @property
     def path(self) -> str:
-        """Where a call goes: ``nop``, ``direct``, ``ftrace_caller``, or ``unknown``."""
+        """Where a call goes: ``nop``, ``direct``, ``ftrace_caller``, ``absent`` or ``unknown``."""
+        if self.errno == errno.ESRCH:
+            return "absent"
         if branch.is_nop(self.instruction):
             return "nop"
         target = self._behind_veneer or self.target

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from harness.scenario.functions import FUNCTIONS
+
 from . import history, rules
 from .behaviour import works
 from .profile import Profile
@@ -18,11 +20,11 @@ from .state import State
 
 @dataclass(frozen=True)
 class SitePrediction:
-    """``path``: ``nop``, ``direct`` (a BL to the trampoline) or ``ftrace_caller`` (a BL to that,
-    which goes on to the trampoline); ``reach``: whether a BL could lead to the trampoline
-    (``near``, ``far``), None where there is none; ``calls_back``: whether the ops that is
-    stored before the function is the direct call's, so that ftrace_caller itself finds
-    the trampoline.
+    """``path``: ``nop``, ``direct`` (a BL to the trampoline), ``ftrace_caller`` (a BL to that,
+    which goes on to the trampoline) or ``absent`` (its module is not loaded);
+    ``reach``: whether a BL could lead to the trampoline (``near``, ``far``), None where
+    there is none; ``calls_back``: whether the ops that is stored before the function is
+    the direct call's, so that ftrace_caller itself finds the trampoline.
     """
 
     path: str
@@ -36,6 +38,8 @@ class SitePrediction:
 
 def predict(state: State, function: str, profile: Profile, reach: str) -> SitePrediction:
     """What the call site must be; ``reach``: see harness.scenario.steps.Scenario."""
+    if state.unloaded and FUNCTIONS[function].module:
+        return SitePrediction("absent")
     now = history.record_state(state, function, profile)
     direct = next((a for a in state.on(function) if a.kind.direct), None)
     where = None

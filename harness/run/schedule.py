@@ -375,7 +375,8 @@ class Schedule:
     ) -> None:
         """Has scenarios that failed in a restored VM run again in one that was booted.
 
-        What they gave there is what counts then (harness/report/model.py).
+        Nothing else changes: who was alone is alone, who had company may have some.  What
+        they give there is what counts then (harness/report/model.py).
         """
         if not session.restored or work.make_cold is None or self._stop.is_set():
             return
@@ -389,7 +390,8 @@ class Schedule:
                 "warning",
             )
             with self._lock:
-                work.queue.append(replace(job, alone=True, cold=True))
+                alone = job.alone or len(taken) == 1
+                work.queue.append(replace(job, alone=alone, cold=True))
 
     @staticmethod
     def _accident(accident: AccidentError, end: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from .programs import Programs
 
 Say = Callable[[str], None]
 
-RECIPE = "1"
+RECIPE = "2"
 """Counts up whenever what is done below changes what comes out."""
 
 KIND = "snapshot"
@@ -159,7 +159,7 @@ class KernelTemplate:
         watch(target)
         try:
             target.start()
-            self._ready(target)
+            make_ready(target, self._kernel.release, self._programs)
             target.save(tree / "state")
         except (TargetGoneError, TargetSilentError) as error:
             lines = target.console_tail()
@@ -169,16 +169,6 @@ class KernelTemplate:
         finally:
             target.stop()
         (tree / "digest").write_text(digest(tree / "memory"), encoding="ascii")
-
-    def _ready(self, target: VmTarget) -> None:
-        """Does all that a session does before its first scenario (harness/run/session.py)."""
-        greeting = hello(self._kernel.release, target.slowdown)
-        facts = target.request(greeting, BOOT_TIMEOUT)["result"]
-        target.request({"op": "modules"}, STEP_TIMEOUT)
-        if facts["vmlinux_btf"]:
-            request = {"op": "compile", "programs": self._programs.get()}
-            reply = target.request(request, COMPILE_TIMEOUT)
-            self._programs.put(reply["result"]["programs"])
 
     def _inputs(self) -> Mapping[str, str]:
         """All that the state of a VM with the agent up depends on."""
@@ -199,6 +189,19 @@ class KernelTemplate:
             lines = sorted(set(_CPU_LINES.findall(cpus)))
             inputs["host"] = _sha256("\n".join([platform.release(), *lines]).encode())
         return inputs
+
+
+def make_ready(target: Target, release: str, programs: Programs) -> None:
+    """Does all that a session does before its first scenario (harness/run/session.py).
+
+    And imports bcc, so that whoever wants it need not wait.  Raises as Target.request.
+    """
+    facts = target.request(hello(release, target.slowdown), BOOT_TIMEOUT)["result"]
+    target.request({"op": "modules"}, STEP_TIMEOUT)
+    if facts["vmlinux_btf"]:
+        request = {"op": "compile", "programs": programs.get(), "import_bcc": True}
+        reply = target.request(request, COMPILE_TIMEOUT)
+        programs.put(reply["result"]["programs"])
 
 
 def _told(snapshot: Snapshot) -> str:

@@ -74,8 +74,10 @@ FUNCTIONS: dict[str, Function] = {
         _test("cohabit_f1", 1),
         _test("cohabit_f3", 3),
         _test("cohabit_f6", 6),
-        # More than x86-64 has argument registers: the rest is on the stack.
+        # More than x86-64 has argument registers, and more than arm64 has: the rest is on the
+        # stack.
         _test("cohabit_f8", 8),
+        _test("cohabit_f10", 10),
         _test("cohabit_sleep", 1, may_sleep=True),
         _test("cohabit_hold", 1, holds=True),
         *(_lane(number) for number in range(abi.LANES)),

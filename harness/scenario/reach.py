@@ -17,7 +17,7 @@ from harness.arch import ARM64
 from harness.policy.attachers import ATTACHERS
 
 from .functions import FUNCTIONS
-from .steps import REACHES, Attach, Call, Detach, Modify, Scenario, Step
+from .steps import REACHES, Attach, Call, Detach, Load, Modify, Scenario, Step, Unload
 
 _VMLINUX = "cmdline_proc_show"
 _MODULE = "cohabit_f8"
@@ -76,6 +76,32 @@ def reaches() -> Iterator[Scenario]:
                 yield _beside(direct, "ops", True, reach)
                 if attacher == "direct":
                     yield from _modified(direct, reach)
+    yield _with_kaslr()
+
+
+def _with_kaslr() -> Scenario:
+    """Far from a kernel and from modules that are far from each other; these come again."""
+    first = Attach("d", "direct", (_VMLINUX,), far=True)
+    second = Attach("e", "direct", (_MODULE,), far=True)
+    return Scenario(
+        "reach/direct/far/with-kaslr",
+        (_VMLINUX, _MODULE),
+        (
+            first,
+            second,
+            Modify("e", 0),
+            Modify("e", 3),
+            Detach("d"),
+            Detach("e"),
+            Unload(),
+            Load(),
+            replace(second, far=False, unless_attached=True),
+            Modify("e", 2),
+            Detach("e"),
+        ),
+        arch=ARM64.name,
+        reach="far",
+    )
 
 
 def _beside(direct: Attach, second: str, afterwards: bool, reach: str) -> Scenario:

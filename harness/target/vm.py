@@ -57,6 +57,8 @@ class VmTarget:
         self._lock = threading.Lock()
         self._aborted = False
         self._watched: list[Target] = []
+        #: How many seconds ``start`` took; with a snapshot to the agent's first reply.
+        self.started_s = 0.0
         #: The console as it was before diagnosing made the kernel panic.
         self._undisturbed: list[str] | None = None
 
@@ -68,6 +70,7 @@ class VmTarget:
     def start(self) -> Mapping[str, Any]:
         """See Target; raises InfraError where the VM cannot be started."""
         restored: Mapping[str, Any] | None = None
+        began = time.monotonic()
         why, made = self._why, 0.0
         if self._template is not None:
             try:
@@ -81,6 +84,7 @@ class VmTarget:
         if restored is None:
             self._begin(self._machine)
         assert self._process is not None
+        self.started_s = time.monotonic() - began - made
         return {
             "engine": self._machine.engine.name,
             "accel": self._machine.accelerator.name,

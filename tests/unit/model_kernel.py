@@ -140,6 +140,8 @@ class ModelKernel:
 
     def _site(self, function: str) -> Event:
         expected = site(self.state, function, self.profile, self.reach)
+        if expected.path == "absent":
+            return {"errno": 3}
         trampoline = {"near": NEAR, "far": FAR}.get(expected.reach or "", 0)
         target = {"direct": trampoline, "ftrace_caller": CALLER}.get(expected.path)
         return {

@@ -352,3 +352,15 @@ def test_how_many_programs_is_each_architectures_own() -> None:
     assert "fewer than 37 (38 before 7.2) BPF programs are on it" in [
         c.text for c in answer.conditions
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("7.2.13-arm64-fentry", "BPF programs; kprobes of arm64 are breakpoints, and no users."),
+        ("7.2.12-amd64-function_graph_fprobe", "its BPF programs, and its kprobes."),
+    ],
+)
+def test_whose_kprobes_are_users(name: str, said: str) -> None:
+    words = re.sub(r"\s+", " ", text(explain(golden(name))))
+    assert words.endswith(said)

@@ -12,6 +12,7 @@ import pytest
 from model_kernel import CALLER, FAR, NEAR, SITE, bl, names, record_run
 from policy_help import ARM6_12, ARM7_2, ARM_BARE, on, run
 
+from harness.cli.run import boots
 from harness.errors import UsageError
 from harness.ftrace.site import Site
 from harness.oracle import Observation, compare_own, observation
@@ -24,7 +25,7 @@ from harness.run.requirements import skip_reason
 from harness.scenario import catalogue, reach
 from harness.scenario.company import sociable
 from harness.scenario.parse import scenario_from_json
-from harness.scenario.steps import Attach, Call, Detach, Modify, Scenario, Step
+from harness.scenario.steps import Attach, Call, Detach, Load, Modify, Scenario, Step, Unload
 
 F = "cmdline_proc_show"
 SCENARIOS = {s.name: s for s in reach.reaches()}
@@ -64,9 +65,10 @@ def test_each_is_what_its_file_says(scenario: Scenario) -> None:
     assert scenario.arch == "arm64"
     assert scenario.reach == scenario.name.split("/")[2]
     assert not sociable(scenario)
-    # Only BPF's trampolines are far by where the kernel lies.
+    # BPF's trampolines are far by where the kernel lies; a module's have to be near first.
     bpf = scenario.name.split("/")[1] in ("fentry", "fexit")
-    assert scenario.boot == (() if bpf and scenario.reach == "far" else ("nokaslr",))
+    moved = (bpf and scenario.reach == "far") or "with-kaslr" in scenario.name
+    assert scenario.boot == (() if moved else ("nokaslr",))
 
 
 FILE: dict[str, Any] = {
@@ -183,6 +185,17 @@ def test_where_nothing_was_attached_nothing_is_patched() -> None:
     assert predicted(ARM7_2, on("s", "ops", F)) == [SitePrediction("ftrace_caller")]
 
 
+def test_a_function_that_is_gone_has_none() -> None:
+    gone, _ = run(ARM7_2, Unload(), Load(), functions=("cohabit_f8", F), reach="near")
+    assert [p.site["cohabit_f8"].path for p in gone] == ["absent", "nop"]
+    assert [p.site[F].path for p in gone] == ["nop", "nop"]
+    seen = looked({"errno": 3})
+    for wanted, contradicted in (("absent", []), ("nop", ["ESRCH (3)"])):
+        site = {F: SitePrediction(wanted)}
+        bare = replace(gone[0], registry={}, behaviour={}, site=site)
+        assert [m.seen for m in compare_own(bare, seen, ())] == contradicted
+
+
 def test_only_a_scenario_that_promises_has_call_sites() -> None:
     found, _ = run(ARM7_2, direct(), functions=(F,))
     assert found[0].site == {}
@@ -224,6 +237,22 @@ def test_a_kernel_without_the_fallback_is_found_out(tmp_path: Path) -> None:
 def test_scenarios_of_arm64_are_skipped_elsewhere(tmp_path: Path) -> None:
     events = record_run(tmp_path, [SCENARIOS["reach/direct/near/alone/on:vmlinux"]], ("7.2",))
     assert len(names(events, "SKIP")) == 1
+
+
+def test_a_vm_for_each_command_line_and_none_for_another_architecture() -> None:
+    found = boots([*SCENARIOS.values(), plain := Scenario("p", (F,), (Call(),))], "arm64")
+    assert list(found) == [("nokaslr",), ()]
+    assert len(found["nokaslr",]) + len(found[()]) == len(SCENARIOS) + 1
+    assert boots([*SCENARIOS.values(), plain], "x86_64") == {(): [plain]}
+    assert boots(list(SCENARIOS.values()), "x86_64") == {}
+
+
+def test_what_is_for_another_architecture_is_not_missed() -> None:
+    model = RunModel()
+    model.feed({"seq": 0, "type": "run_start", "format": 1, "planned": 3})
+    assert model.not_started() == 3
+    model.feed({"seq": 1, "type": "kernel", "kernel": "7.2", "left_out": 2})
+    assert model.not_started() == 1
 
 
 # --- one lie at a time ------------------------------------------------------------------------

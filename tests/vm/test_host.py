@@ -207,6 +207,10 @@ def test_ordinary_user(warm: Warm) -> None:
         assert_booted(run.events, 1)
         assert verdicts(run.events) == {f"{OPS}#1": "PASS"}
         world.assert_nothing_left()
+        # Disks are made without mounting anything, and memory may be mapped by anybody.
+        direct = world.run("run", OPS, "--engine", "direct")
+        assert direct.end() == 0, direct.told
+        assert [e["start"] for e in of_type(direct.events, "vm_start")] == ["snapshot"]
         killed = world.start("run", OPS)
         killed.event("vm_start")
         killed.qemu()

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ import pytest
 import world as places
 from conftest import Warm
 from test_accidents import PANIC, SYSRQ, Ask, Sabotage, panic, stick
-from world import DIRECT, KERNEL, OPS, World, of_type, read_events, verdicts
+from world import DIRECT, KERNEL, OPS, World, of_type, read_events, verdicts, wait_for
 
 from harness.arch import host
 from harness.cli.setup import Setup
@@ -71,6 +74,19 @@ def shared(warm: Warm) -> Iterator[World]:
     """A place with the user's own cache, for what breaks nothing."""
     with places.world(warm.options) as made:
         made.environment["COHABIT_CACHE"] = str(default_root())
+        yield made
+
+
+@pytest.fixture
+def bare(direct: Direct) -> Iterator[World]:
+    """A place with a cache that has all but snapshots; nothing in it may be changed."""
+    with places.world(("--accel", direct.setup.wanted_accel)) as made:
+        for kind in (default_root() / "objects").iterdir():
+            if kind.name != KIND:
+                (made.cache / "objects" / kind.name).mkdir(parents=True)
+                for entry in kind.iterdir():
+                    (made.cache / "objects" / kind.name / entry.name).symlink_to(entry)
+        shutil.copytree(default_root() / "state", made.cache / "state")
         yield made
 
 
@@ -145,6 +161,30 @@ def test_a_damaged_snapshot_costs_a_boot(direct: Direct, tmp_path: Path) -> None
         target.stop()
     assert store.entries(KIND) == []
     store.close()
+
+
+def test_ended_while_it_is_made(bare: World, direct: Direct) -> None:
+    """Killed or interrupted: nothing is left, and no snapshot."""
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        run = bare.start("run", OPS, "--engine", "direct", "--jobs", "2")
+        run.event("note", text=f"{direct.kernel.release}: booting once, for a snapshot")
+        run.qemu()
+        os.kill(run.popen.pid, number)
+        assert run.end() == status, run.told
+        wait_for("the processes' end", lambda: not bare.processes())
+    bare.assert_nothing_left()
+    assert not any((bare.cache / "objects").glob(f"{KIND}/*"))
+
+
+def test_two_runs_make_one(bare: World) -> None:
+    runs = [bare.start("run", OPS, "--engine", "direct") for _ in range(2)]
+    for run in runs:
+        assert run.end() == 0, run.told
+        assert [e["start"] for e in of_type(run.events, "vm_start")] == ["snapshot"]
+    made = [of_type(run.events, "vm_start")[0]["made_s"] > 0 for run in runs]
+    assert sorted(made) == [False, True]
+    assert len(list((bare.cache / "objects").glob(f"{KIND}/*"))) == 1
+    bare.assert_nothing_left()
 
 
 def test_no_room(direct: Direct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
