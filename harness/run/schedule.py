@@ -380,18 +380,22 @@ class Schedule:
         """
         if not session.restored or work.make_cold is None or self._stop.is_set():
             return
-        for job, member in zip(taken, members, strict=True):
-            if member.verdict in ("", *_UNDISPUTED):
-                continue
+        failed = [
+            (job, member)
+            for job, member in zip(taken, members, strict=True)
+            if member.verdict not in ("", *_UNDISPUTED)
+        ]
+        for job, member in failed:
             self._record.event("scenario_confirm", scenario=member.identity)
-            self._record.note(
-                f"{work.kernel}: {job.scenario.name}: {member.verdict} in a restored VM; "
-                "once more in one that is booted",
-                "warning",
-            )
+            alone = job.alone or len(taken) == 1
             with self._lock:
-                alone = job.alone or len(taken) == 1
                 work.queue.append(replace(job, alone=alone, cold=True))
+        if failed:
+            first = f"{failed[0][1].verdict} of {failed[0][0].scenario.name}"
+            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+            self._record.note(
+                f"{work.kernel}: {first}{more} in a restored VM; once more in one that is booted"
+            )
 
     @staticmethod
     def _accident(accident: AccidentError, end: dict[str, Any]) -> None:
