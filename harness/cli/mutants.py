@@ -23,6 +23,7 @@ from harness.kernels.store import Store
 from harness.report.model import RunModel, read
 from harness.report.views import HARMLESS, NO_RESULT
 from harness.report.words import brief, duration, plural
+from harness.run.template import KIND, image_digest
 from harness.scenario import catalogue
 
 from .run import add_run_options, check_options, run_once
@@ -245,6 +246,14 @@ def built(
 
 
 def _forget(store: Store, kernel: Kernel) -> None:
+    # First what was made of it to boot it.
+    made = {"entry": str(kernel.tree.relative_to(store.root / "objects"))}
+    for entry in store.entries("disk"):
+        if made.items() <= entry.inputs.items():
+            store.drop(entry)
+    for entry in store.entries(KIND):
+        if entry.inputs.get("kernel") == image_digest(kernel):
+            store.drop(entry)
     for entry in store.entries("built"):
         if entry.tree == kernel.tree:
             store.remove(entry)

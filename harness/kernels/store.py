@@ -198,6 +198,16 @@ class Store:
             finally:
                 os.close(fd)
 
+    def drop(self, entry: Entry) -> None:
+        """Remove ``entry`` although this object handed it out; its user must be done with it.
+
+        Raises InfraError when another run uses it.
+        """
+        with self._guard:
+            if (fd := self._pins.pop(entry.path, None)) is not None:
+                os.close(fd)
+        self.remove(entry)
+
     def prune(self, unused_for: float = 0.0) -> tuple[list[Entry], list[Entry]]:
         """Remove entries not used for ``unused_for`` seconds.
 

@@ -179,7 +179,7 @@ class KernelTemplate:
         inputs = {
             "recipe": RECIPE,
             "command": json.dumps(command),
-            "kernel": _sha256(self._kernel.image.read_bytes()),
+            "kernel": image_digest(self._kernel),
             "qemu": _program(machine.qemu, self._qemu),
             "greeting": _sha256(json.dumps(greeting, sort_keys=True).encode()),
             "programs": self._programs.key,
@@ -207,6 +207,11 @@ def make_ready(target: Target, release: str, programs: Programs) -> None:
 def _told(snapshot: Snapshot) -> str:
     """The digest that its memory had when it was made."""
     return (snapshot.memory.parent / "digest").read_text(encoding="ascii")
+
+
+def image_digest(kernel: Kernel) -> str:
+    """What a kernel is called by among the inputs of its snapshots."""
+    return _sha256(kernel.image.read_bytes())
 
 
 def _sha256(data: bytes) -> str:

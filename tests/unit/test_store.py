@@ -398,3 +398,22 @@ def test_default_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_root() == Path("/x/cohabit")
     monkeypatch.setenv("COHABIT_CACHE", str(tmp_path))
     assert default_root() == tmp_path
+
+
+def test_what_one_is_done_with_can_be_dropped(tmp_path: Path) -> None:
+    """Though not while another uses it; what was discarded is made anew."""
+    ours, theirs = Store(tmp_path), Store(tmp_path)
+    for store in (ours, theirs):
+        store.get("thing", {"a": "1"}, make, label="a", say=nothing)
+    (entry,) = ours.entries("thing")
+    with pytest.raises(InfraError, match="in use"):
+        ours.drop(entry)
+    theirs.close()
+    ours.drop(entry)
+    assert ours.entries("thing") == []
+    ours.get("thing", {"a": "1"}, make, label="a", say=nothing)
+    ours.discard("thing", {"a": "1"})
+    ours.discard("thing", {"a": "none"})
+    assert ours.entries("thing") == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+    ours.close()

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from conftest import Warm
 from test_accidents import PANIC, SYSRQ, Ask, Sabotage, panic, stick
 from world import DIRECT, KERNEL, OPS, World, of_type, read_events, verdicts, wait_for
 
+from harness.agent.abi import LANES
 from harness.arch import host
 from harness.cli.setup import Setup
 from harness.kernels.model import Kernel
@@ -34,6 +35,8 @@ from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
 
 IPMODIFY = "ipmodify/alone/on:cohabit_f1"
+#: Scenarios that can go side by side.
+BESIDE = (OPS, "ops-regs/alone/on:cohabit_f3")
 #: Which 6.12 grants, and 5.10 refused: sharing is from 6.0 on.
 SHARED = "livepatch+fentry/attach:ab/detach:ab"
 #: Lines of random numbers, from the kernel and from Python's own generator.
@@ -228,10 +231,9 @@ class Sabotaged(VmTarget):
         return ask(message, timeout)
 
 
-def test_what_only_a_restored_vm_does(direct: Direct, tmp_path: Path) -> None:
-    """The booted one decides, and the report says that they differ. SysRq comes by a BREAK."""
-    kernel, setup = direct.kernel, direct.setup
-    machine, output = setup.machine(kernel), tmp_path / "out"
+def sabotaged_run(direct: Direct, output: Path, names: Sequence[str], together: int) -> None:
+    """Scenarios on one VM at a time; restored ones are sabotaged."""
+    kernel, machine = direct.kernel, direct.setup.machine(direct.kernel)
     with Record(output) as record:
 
         def make(name: str) -> VmTarget:
@@ -241,12 +243,17 @@ def test_what_only_a_restored_vm_does(direct: Direct, tmp_path: Path) -> None:
             return VmTarget(machine, "", record.console(name))
 
         chosen = profile.choose(kernel.release, kernel.config, arch=kernel.arch)
-        scenarios = catalogue.select([DIRECT, OPS, IPMODIFY])
+        scenarios = catalogue.select(names)
         work = Work(kernel.release, chosen, make, scenarios, make_cold=make_cold)
-        record.event("run_start", format=1, planned=3)
-        Schedule([work], record, 1, side_by_side=1).run()
+        record.event("run_start", format=1, planned=len(names))
+        Schedule([work], record, 1, together).run()
         record.event("run_end", interrupted=False)
-    events = read_events(output / "events.jsonl")
+
+
+def test_what_only_a_restored_vm_does(direct: Direct, tmp_path: Path) -> None:
+    """The booted one decides, and the report says that they differ. SysRq comes by a BREAK."""
+    sabotaged_run(direct, tmp_path / "out", [DIRECT, OPS, IPMODIFY], 1)
+    events = read_events(tmp_path / "out/events.jsonl")
     assert verdicts(events) == {
         f"{DIRECT}#1": "PASS",
         f"{OPS}#1": "CRASH",
@@ -259,9 +266,23 @@ def test_what_only_a_restored_vm_does(direct: Direct, tmp_path: Path) -> None:
     (hung,) = of_type(events, "vm_end", verdict="HANG")
     assert hung["backtraces"][0].startswith("CPU 0: at ")
     assert SYSRQ in hung["backtraces"]
-    model = read(output)
+    model = read(tmp_path / "out")
     assert model.counts() == {"PASS": 3}
     assert exit_status(model) == 0
-    told = "\n".join(state_of_run(model))
-    assert f"{OPS} on {kernel.release}: CRASH in a restored VM ({PANIC}), but PASS" in told
-    assert f"{IPMODIFY} on {kernel.release}: HANG in a restored VM" in told
+    told, on = "\n".join(state_of_run(model)), direct.kernel.release
+    assert f"{OPS} on {on}: CRASH in a restored VM ({PANIC}), but PASS" in told
+    assert f"{IPMODIFY} on {on}: HANG in a restored VM" in told
+
+
+def test_what_a_group_does_only_in_a_restored_vm(direct: Direct, tmp_path: Path) -> None:
+    """It is run again as a group, and only what goes wrong then counts."""
+    sabotaged_run(direct, tmp_path / "out", BESIDE, LANES)
+    events = read_events(tmp_path / "out/events.jsonl")
+    assert verdicts(events) == {f"{name}#1#cold": "PASS" for name in BESIDE}
+    assert [e["start"] for e in of_type(events, "vm_start")] == ["snapshot", "cold"]
+    groups = [len(e["scenarios"]) for e in of_type(events, "group_start")]
+    assert groups == [len(BESIDE)] * 2
+    model = read(tmp_path / "out")
+    assert exit_status(model) == 0
+    (line,) = [text for text in state_of_run(model) if "restored" in text]
+    assert f"CRASH in a restored VM ({PANIC}), not seen again in one that was booted" in line
