@@ -253,6 +253,7 @@ class RunModel:
             accel_why=_text(e, "accel_why"),
             qemu=_text(e, "qemu"),
             cpu=_text(e, "cpu"),
+            cpu_cost=_text(e, "cpu_cost"),
             cpus=int(e.get("cpus", 0)),
             memory_mb=int(e.get("memory_mb", 0)),
             command=tuple(e.get("command", ())),

@@ -128,6 +128,8 @@ class _Writer:
             self._line(f"{vm.accel}{why}", indent=2)
             machine = f"QEMU {vm.qemu}, CPU {vm.cpu} x {vm.cpus}, {vm.memory_mb} MB"
             self._line(f"{machine}, engine {vm.how}", indent=2)
+            if vm.cpu_cost:
+                self._line(f"CPU {vm.cpu}: {vm.cpu_cost}", indent=2)
         why = f" ({kernel.profile_why})" if kernel.profile_why else ""
         self._line(f"profile {kernel.profile}{why}", indent=2)
         self._line(f"from {kernel.origin}", indent=2)

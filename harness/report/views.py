@@ -54,6 +54,7 @@ class Vm:
     accel_why: str = ""
     qemu: str = ""
     cpu: str = ""
+    cpu_cost: str = ""
     cpus: int = 0
     memory_mb: int = 0
     command: tuple[str, ...] = ()

@@ -91,6 +91,7 @@ class VmTarget:
             "accel_why": self._machine.accelerator.why,
             "qemu": self._qemu_version,
             "cpu": self._machine.cpu_model,
+            "cpu_cost": self._machine.cpu_cost,
             "cpus": self._machine.cpus,
             "memory_mb": self._machine.memory_mb,
             "start": "cold" if restored is None else "snapshot",
