@@ -54,6 +54,8 @@ def test_default_run(default_run: Running) -> None:
     assert run.popen.returncode == 0, run.told
     assert DEFAULT_KERNELS["arm64"] == "debian:7.2"
     assert_ran_on_arm64(run)
+    starts = of_type(run.events, "vm_start")
+    assert {(e["engine"], e["start"]) for e in starts} == {("direct", "snapshot")}
     chosen = [s for s in catalogue.default() if s.arch in ("", "arm64")]
     found = {name.partition("#")[0]: verdict for name, verdict in verdicts(run.events).items()}
     assert sorted(found) == sorted(s.name for s in chosen)

@@ -33,6 +33,7 @@ from harness.run.template import KIND, KernelTemplate
 from harness.scenario import catalogue
 from harness.target.snapshot import Template
 from harness.target.vm import VmTarget
+from vm.snapshot import SnapshotError
 
 IPMODIFY = "ipmodify/alone/on:cohabit_f1"
 #: Scenarios that can go side by side.
@@ -54,12 +55,15 @@ class Direct:
     def target(self, console: Path, template: Template | None = None) -> VmTarget:
         return self.setup.target(self.kernel, console, template=template)
 
-    def other_template(self, store: Store, notes: list[str]) -> KernelTemplate:
+    def other_template(
+        self, store: Store, notes: list[str], qemu: tuple[int, ...] = ()
+    ) -> KernelTemplate:
         """One that keeps its snapshots elsewhere, and what it says in ``notes``."""
         _, program = self.setup.accelerator(self.kernel)
         programs = Programs(self.setup.store.state, host())
         machine = self.setup.machine(self.kernel)
-        return KernelTemplate(machine, program.version, self.kernel, programs, store, notes.append)
+        version = qemu or program.version
+        return KernelTemplate(machine, version, self.kernel, programs, store, notes.append)
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +194,15 @@ def test_two_runs_make_one(bare: World) -> None:
     bare.assert_nothing_left()
 
 
-def test_no_room(direct: Direct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is said, and no VM is booted for nothing."""
+def test_no_snapshot(direct: Direct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old QEMU, no room: that is said, and no VM is booted for nothing."""
     store = Store(tmp_path / "cache")
+    old = direct.other_template(store, [], (8, 1, 5))
+    with pytest.raises(SnapshotError, match="snapshots need QEMU 8"):
+        old.get(lambda _: pytest.fail("a VM was made"))
     monkeypatch.setattr("harness.run.template._ROOM", 1 << 60)
     template = direct.other_template(store, [])
-    with pytest.raises(Exception, match="no room for a snapshot: "):
+    with pytest.raises(SnapshotError, match="no room for a snapshot: "):
         template.get(lambda _: pytest.fail("a VM was made"))
     assert list((tmp_path / "cache/tmp").iterdir()) == []
     store.close()
