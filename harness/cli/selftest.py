@@ -40,8 +40,9 @@ def _checks() -> list[list[str]]:
         "vm/tools/file",
         "vm/tools/modprobe",
     ]
-    scripts += [str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "vm/guest").rglob("*")
-                if p.is_file()]  # fmt: skip
+    for directory in ("vm/guest", "vm/boot"):
+        found = sorted((REPOSITORY / directory).rglob("*"))
+        scripts += [str(p.relative_to(REPOSITORY)) for p in found if p.is_file()]
     return [
         [python, "-m", "ruff", "check", "."],
         [python, "-m", "ruff", "format", "--check", "."],
