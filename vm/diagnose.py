@@ -26,9 +26,9 @@ def backtraces(process: Process, wait_for: Waiter, patience: float) -> list[str]
     (include/linux/serial_core.h: uart_handle_break), or a keyboard (drivers/tty/sysrq.c:
     sysrq_filter), whatever this guest has.  Where that has no effect, by an NMI, which needs
     nothing and ends the kernel; QEMU's arm64 machine has none.  ``wait_for(texts, seconds)``
-    tells whether the console showed one of them; no wait here is longer than ``patience``
-    seconds.  Returns where QEMU says each CPU was, one line a CPU, which needs no kernel at
-    all; or why that is not known.
+    tells whether the console showed one of them; no wait here is longer than three times
+    ``patience`` seconds.  Returns where QEMU says each CPU was, one line a CPU, which needs
+    no kernel at all; or why that is not known.
     """
     lines: list[str] = []
     try:
@@ -69,7 +69,9 @@ def _by_nmi(monitor: Monitor, wait_for: Waiter) -> list[str]:
         monitor.ask("inject-nmi")
     except RefusedError:
         return ["the kernel did not answer SysRq, and this machine has no NMI"]
-    if wait_for(NMI_SEEN, monitor.patience):
+    # What a panic in an NMI says comes out only when the other CPUs were stopped, or given up
+    # (kernel/panic.c: panic, kernel/printk: messages of an NMI are deferred).
+    if wait_for(NMI_SEEN, 3 * monitor.patience):
         return []
     return ["the kernel answered neither SysRq nor an NMI"]
 

@@ -25,6 +25,7 @@ from world import (
 )
 from world import world as new_world
 
+from harness.arch import host
 from harness.kernels import modules
 from harness.policy import profile
 from harness.report.model import exit_status, read
@@ -158,7 +159,7 @@ def accidents(warm: Warm) -> Iterator[Accidents]:
 def _hanging(warm: Warm, directory: Path) -> Machine:
     """Two vCPUs, and kmod_hang in place of the first livepatch."""
     source = REPOSITORY / "tests/vm/kmod_hang"
-    built = modules.build(warm.kernel, source, warm.setup.root, warm.setup.store, print)
+    built = modules.build(warm.kernel, source, warm.setup.tools(host()), warm.setup.store, print)
     agent, (kmods, target) = warm.machine.shares
     shutil.copytree(kmods, directory)
     shutil.copyfile(built / "cohabit_hang.ko", directory / "cohabit_klp_a.ko")

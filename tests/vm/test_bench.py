@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Warm
 
+from harness.arch import host
 from harness.kernels import selftests
 from harness.kernels.selftests import DIRECTORY, Selftests
 from harness.run.selftests import run
@@ -24,7 +25,7 @@ def maker(warm: Warm, tests: Selftests, directory: Path) -> Callable[[str], VmTa
 
 def test_a_script_of_the_kernel(warm: Warm, tmp_path: Path) -> None:
     said: list[str] = []
-    theirs = selftests.prepare(warm.kernel, warm.setup.root, warm.setup.store, said.append)
+    theirs = selftests.prepare(warm.kernel, warm.setup.tools(host()), warm.setup.store, said.append)
     assert theirs.source.startswith("linux-source-6.12 6.12.")
     assert {"test-livepatch.sh", "test-shadow-vars.sh", "test-syscall.sh"} <= {*theirs.scripts}
     (script,) = run(maker(warm, theirs, tmp_path), ["test-shadow-vars.sh"], said.append)
