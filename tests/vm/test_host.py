@@ -55,7 +55,7 @@ def test_module_that_does_not_compile(world: World) -> None:
     [
         ("6.12", ("'6.12' is no kernel reference", "debian:6.12")),
         ("path:/nonexistent", ("/nonexistent is not a directory",)),
-        ("path:{tmp}", ("no x86-64 kernel image in {tmp}", "boot/vmlinuz-*")),
+        ("path:{tmp}", ("no x86_64 or arm64 kernel image in {tmp}", "boot/vmlinuz-*")),
     ],
     ids=("form", "missing", "empty"),
 )
