@@ -100,7 +100,7 @@ def test_default_run(default_run: Running) -> None:
     run = default_run
     assert run.popen.returncode == 0, run.told
     assert_ran_on(run, "6.12")
-    chosen = catalogue.default()
+    chosen = [s for s in catalogue.default() if s.arch in ("", "x86_64")]
     found = verdicts(run.events)
     names = [n.partition("#")[0] for n in found]
     assert sorted(names) == sorted(s.name for s in chosen)
