@@ -113,8 +113,8 @@ class Console:
             while time.monotonic() < deadline and self._changed.wait(seconds):
                 pass
 
-    def tail(self, count: int = 40) -> list[str]:
-        """The last lines."""
+    def tail(self, count: int = 120) -> list[str]:
+        """The last lines: a panic with its stack, of which the unwinder guesses half, is one of 50."""
         with self._changed:
             return list(self._lines)[-count:]
 
