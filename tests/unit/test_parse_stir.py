@@ -156,7 +156,7 @@ BAD: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("both use 'o'", lambda d: _steps(d, 1).extend([_attach("o", "ops"), _detach("o")])),
     ("'patch' is gone", lambda d: _steps(d, 0).append(_detach("patch"))),
     ("no meaning", lambda d: _steps(d, 0)[0].update(unless_attached=True)),
-    ("no meaning in a stir", lambda d: (_place(d, "any"), d["functions"].append("any"))),
+    ("no meaning in a stir", lambda d: d["functions"].append(_place(d, "any"))),
     ("no transition to wait for", lambda d: _steps(d, 0)[0].update(wait=False)),
     ("only a stirrer need not wait", lambda d: d["steps"][0].update(wait=False)),
     ("cohabit_f1, not among", lambda d: _place(d, "cohabit_f1")),
@@ -169,6 +169,7 @@ BAD: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("there is no step 'trace-all'", lambda d: d["steps"].append(_steps(d, 2)[0])),
 ]
 
+
 def _write(value: str) -> dict[str, Any]:
     return {"do": "write", "sysctl": "kernel.ftrace_enabled", "value": value}
 
@@ -178,8 +179,9 @@ def _steps(data: dict[str, Any], stirrer: int) -> list[dict[str, Any]]:
     return steps
 
 
-def _place(data: dict[str, Any], function: str) -> None:
+def _place(data: dict[str, Any], function: str) -> str:
     _steps(data, 0)[0]["function"] = function
+    return function
 
 
 def _hammer_vmlinux(data: dict[str, Any]) -> list[dict[str, Any]]:
