@@ -9,7 +9,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define COHABIT_ABI_VERSION	4
+#define COHABIT_ABI_VERSION	5
 #define COHABIT_NAME_LEN	64
 #define COHABIT_MAX_ARGS	10
 #define COHABIT_SLOTS		8	/* of each kind */
@@ -21,6 +21,10 @@
 #define COHABIT_VENEER		4	/* instructions of one, at most */
 #define COHABIT_ALTERNATES	4	/* trampolines of a slot of DIRECT: two, and two in cohabit_far.ko */
 #define COHABIT_FAR_ALTERNATE	2	/* the first of those */
+#define COHABIT_TAGS		64	/* tags that a hammer can tell: all of them are less */
+#define COHABIT_TEXT_BYTES	32	/* of COHABIT_IOC_TEXT: half of them before the call site */
+#define COHABIT_HAMMER_STACK	512	/* of the text of a stack */
+#define COHABIT_ALLOW_MONOTONIC	63	/* the bit of struct cohabit_allow that is no tag */
 
 /* The first argument of lane n is this + n, whoever calls it. */
 #define COHABIT_LANE_ARG	0x1000
@@ -93,6 +97,8 @@ struct cohabit_stat {
 	__u64 share_self;		/* ops_func calls, by command */
 	__u64 share_peer;
 	__u64 unshare_peer;
+	__u64 misses;			/* calls that the kernel says it did not tell a KPROBE, KRETPROBE or FPROBE (that one: of all its functions, at index 0) */
+	__u64 through[COHABIT_ALTERNATES];	/* DIRECT: calls (by anybody) through each of its trampolines */
 	__u32 via;			/* DIRECT: N of cohabit_direct_tramp_N, or 16 + N of cohabit_far_tramp_N, of the last call */
 	__u32 has_ret;
 };
@@ -182,6 +188,118 @@ struct cohabit_calls {
 	__u32 pad;
 };
 
+/*
+ * Hammers: one kernel thread on each online CPU calls a function over and over and
+ * judges each call by what it showed. COHABIT_IOC_HAMMER starts them, for each
+ * function once: EALREADY. They go on when the device is closed, and hold the
+ * module; COHABIT_IOC_HAMMERED with STOP ends them.
+ */
+enum cohabit_hammer_how {
+	COHABIT_HAMMER_CALL = 0,	/* cohabit_hot, by its address; PATH is empty */
+	COHABIT_HAMMER_READ = 1,	/* what shows FUNC is the text of PATH: a file for each thread, read from its begin */
+};
+
+/* Hammers that are wrong, to be found out. */
+enum cohabit_hammer_fault {
+	COHABIT_FAULT_NONE = 0,
+	COHABIT_FAULT_BODY = 1,		/* now and then they call another body, one that is not allowed */
+	COHABIT_FAULT_COUNTER = 2,	/* now and then they forget to count what a call showed */
+	COHABIT_FAULT_STALL = 3,	/* the one on the last CPU makes no call */
+};
+
+/*
+ * What can be wrong with a call; of several it is the first in the order NONE,
+ * SEVERAL, RESULT, ARGS, BODY, BACK.
+ */
+enum cohabit_wrong {
+	COHABIT_WRONG_BODY = 0,		/* a body that is not allowed */
+	COHABIT_WRONG_BACK = 1,		/* since the last COHABIT_IOC_ALLOW, with MONOTONIC, the thread saw this body, then another, now this */
+	COHABIT_WRONG_ARGS = 2,		/* the body got other arguments: the checksum differs */
+	COHABIT_WRONG_NONE = 3,		/* no body ran: its counter stood still, or there was nothing to read */
+	COHABIT_WRONG_SEVERAL = 4,	/* more than one body ran */
+	COHABIT_WRONG_RESULT = 5,	/* anything else: no tag, a text that no body writes, an errno */
+};
+#define COHABIT_WRONGS	6
+
+/* COHABIT_IOC_HAMMER. ENXIO: CALL, and no such function is called like that. */
+struct cohabit_hammer {
+	char func[COHABIT_NAME_LEN];
+	char path[COHABIT_NAME_LEN];
+	__u64 allowed;		/* as in struct cohabit_allow */
+	__u32 how;
+	__u32 fault;
+};
+
+/*
+ * COHABIT_IOC_ALLOW: from now on the bodies of these tags (bit N: tag N) are right
+ * for FUNC. Returns when each of its threads has begun a call after that, and so has
+ * ended each that is judged by what was allowed before; ETIMEDOUT if one has not
+ * within 10 s. ESRCH: FUNC is not being hammered.
+ */
+struct cohabit_allow {
+	char func[COHABIT_NAME_LEN];
+	__u64 allowed;
+};
+
+/*
+ * What one thread has seen. When it is not running: calls = the sum of bodies +
+ * wrong[NONE] + wrong[RESULT], or a count was lost. first_...: of the first wrong
+ * call, if there is one.
+ */
+struct cohabit_hammered {
+	char func[COHABIT_NAME_LEN];
+	__u32 cpu;
+	__u32 first_kind;
+	__u64 calls;
+	__u64 bodies[COHABIT_TAGS];	/* by the tag that a call showed, wrong or not */
+	__u64 wrong[COHABIT_WRONGS];
+	__u64 first_call;		/* its number, from 1 on */
+	__u64 first_ns;			/* of CLOCK_MONOTONIC */
+	__u64 first_result;		/* CALL: what was returned; READ: tag << 32 | length or errno of the read (u32) */
+	__u32 first_cpu;
+	__u32 pad;
+	char first_stack[COHABIT_HAMMER_STACK];	/* one function a line */
+};
+
+/*
+ * COHABIT_IOC_HAMMERED: all threads, by function and CPU. stop=1 stops them first, and
+ * they are gone afterwards. E2BIG: as COHABIT_IOC_STATS, and none was stopped.
+ */
+struct cohabit_hammereds {
+	__u64 stats;	/* NR times struct cohabit_hammered */
+	__u32 nr;	/* in: room; out: how many there are */
+	__u32 stop;
+};
+
+/*
+ * COHABIT_IOC_WINDOW (x86-64): ON: looks at each instruction that the kernel patches
+ * while its breakpoint is in place; where that is FUNC's call site, waits DELAY_US
+ * and counts the calls by hammers of FUNC on other CPUs meanwhile. Begins at zero.
+ * EALREADY, ENOENT: it is on, off, already.
+ */
+struct cohabit_window {
+	char func[COHABIT_NAME_LEN];
+	__u32 delay_us;
+	__u32 on;
+};
+
+/* COHABIT_IOC_WINDOWED: of the last window that was on. */
+struct cohabit_windowed {
+	__u64 pokes;		/* instructions patched, of anything */
+	__u64 at_site;		/* of FUNC's call site */
+	__u64 windows;		/* of those it waited in */
+	__u64 inside;		/* calls that began and ended during the waits */
+	__u64 most;		/* of one window */
+	__u32 delay_us;
+	__u32 pad;
+};
+
+/* COHABIT_IOC_TEXT: what stands around FUNC's call site now. ESRCH: it has none. */
+struct cohabit_text {
+	char func[COHABIT_NAME_LEN];
+	__u8 bytes[COHABIT_TEXT_BYTES];	/* the second half begins at the address that ftrace knows */
+};
+
 /* On /dev/cohabit */
 #define COHABIT_IOC_INFO	_IOR('c', 0x40, struct cohabit_info)
 #define COHABIT_IOC_CALLER	_IO('c', 0x41)	/* the caller under test is my thread group */
@@ -194,6 +312,12 @@ struct cohabit_calls {
 #define COHABIT_IOC_KEEP_CLEAR	_IO('c', 0x4b)	/* (arm64) takes all free addresses in reach of ours and the kernel's code */
 #define COHABIT_IOC_MISUSE	_IOW('c', 0x4c, struct cohabit_misuse)
 #define COHABIT_IOC_RESTORE	_IO('c', 0x4d)	/* gives them back */
+#define COHABIT_IOC_HAMMER	_IOW('c', 0x4e, struct cohabit_hammer)
+#define COHABIT_IOC_ALLOW	_IOW('c', 0x4f, struct cohabit_allow)
+#define COHABIT_IOC_HAMMERED	_IOWR('c', 0x50, struct cohabit_hammereds)
+#define COHABIT_IOC_WINDOW	_IOW('c', 0x51, struct cohabit_window)
+#define COHABIT_IOC_WINDOWED	_IOR('c', 0x52, struct cohabit_windowed)
+#define COHABIT_IOC_TEXT	_IOWR('c', 0x53, struct cohabit_text)
 
 /* On /dev/cohabit_funcs */
 #define COHABIT_IOC_CALLS	_IOW('c', 0x45, struct cohabit_calls)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from typing import Optional
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 NAME_LEN = 64
 MAX_ARGS = 10
 SLOTS = 8
@@ -18,6 +18,10 @@ MAX_CALLS = 1024
 VENEER = 4
 ALTERNATES = 4
 FAR_ALTERNATE = 2
+TAGS = 64
+TEXT_BYTES = 32
+HAMMER_STACK = 512
+ALLOW_MONOTONIC = 63
 
 ERRNO_BASE = 200
 TAG_ORIGINAL = 1
@@ -52,6 +56,22 @@ MISUSES = {
     "kill-ftrace": 8,
 }
 
+HAMMER_CALL = 0
+HAMMER_READ = 1
+
+FAULT_NONE = 0
+FAULT_BODY = 1
+FAULT_COUNTER = 2
+FAULT_STALL = 3
+
+WRONG_BODY = 0
+WRONG_BACK = 1
+WRONG_ARGS = 2
+WRONG_NONE = 3
+WRONG_SEVERAL = 4
+WRONG_RESULT = 5
+WRONGS = 6
+
 CONTEXT_PROCESS = 0
 CONTEXT_SOFTIRQ = 1
 
@@ -67,6 +87,8 @@ TEST_ARGS = [
 SLEEP_ARGS = [1]
 #: The one argument of the holding function: 0 doesn't wait, anything else does.
 HOLD_ARGS = [0]
+#: The hammered function's first argument is where it counts; 0: nowhere.
+HOT_ARGS = [0, *TEST_ARGS[1:6]]
 
 
 def lane_function(lane: int) -> str:
@@ -75,9 +97,18 @@ def lane_function(lane: int) -> str:
 
 
 def arguments(
-    nr_args: int, may_sleep: bool, lane: Optional[int] = None, holds: bool = False
+    nr_args: int,
+    may_sleep: bool,
+    lane: Optional[int] = None,
+    holds: bool = False,
+    hot: bool = False,
 ) -> list[int]:
-    """What a test function is called with: ``lane`` is its lane, ``holds``: it is cohabit_hold."""
+    """What a test function is called with.
+
+    ``lane`` is its lane; ``holds``: it is cohabit_hold; ``hot``: it is cohabit_hot.
+    """
+    if hot:
+        return HOT_ARGS[:nr_args]
     if holds:
         return HOLD_ARGS[:nr_args]
     if may_sleep:
@@ -138,6 +169,8 @@ class Stat(ctypes.Structure):
         ("share_self", ctypes.c_uint64),
         ("share_peer", ctypes.c_uint64),
         ("unshare_peer", ctypes.c_uint64),
+        ("misses", ctypes.c_uint64),
+        ("through", ctypes.c_uint64 * ALTERNATES),
         ("via", ctypes.c_uint32),
         ("has_ret", ctypes.c_uint32),
     ]
@@ -222,6 +255,83 @@ class Calls(ctypes.Structure):
     ]
 
 
+class Hammer(ctypes.Structure):
+    """struct cohabit_hammer"""
+
+    _fields_ = [
+        ("func", ctypes.c_char * NAME_LEN),
+        ("path", ctypes.c_char * NAME_LEN),
+        ("allowed", ctypes.c_uint64),
+        ("how", ctypes.c_uint32),
+        ("fault", ctypes.c_uint32),
+    ]
+
+
+class Allow(ctypes.Structure):
+    """struct cohabit_allow"""
+
+    _fields_ = [("func", ctypes.c_char * NAME_LEN), ("allowed", ctypes.c_uint64)]
+
+
+class Hammered(ctypes.Structure):
+    """struct cohabit_hammered"""
+
+    _fields_ = [
+        ("func", ctypes.c_char * NAME_LEN),
+        ("cpu", ctypes.c_uint32),
+        ("first_kind", ctypes.c_uint32),
+        ("calls", ctypes.c_uint64),
+        ("bodies", ctypes.c_uint64 * TAGS),
+        ("wrong", ctypes.c_uint64 * WRONGS),
+        ("first_call", ctypes.c_uint64),
+        ("first_ns", ctypes.c_uint64),
+        ("first_result", ctypes.c_uint64),
+        ("first_cpu", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("first_stack", ctypes.c_char * HAMMER_STACK),
+    ]
+
+
+class Hammereds(ctypes.Structure):
+    """struct cohabit_hammereds"""
+
+    _fields_ = [
+        ("stats", ctypes.c_uint64),
+        ("nr", ctypes.c_uint32),
+        ("stop", ctypes.c_uint32),
+    ]
+
+
+class Window(ctypes.Structure):
+    """struct cohabit_window"""
+
+    _fields_ = [
+        ("func", ctypes.c_char * NAME_LEN),
+        ("delay_us", ctypes.c_uint32),
+        ("on", ctypes.c_uint32),
+    ]
+
+
+class Windowed(ctypes.Structure):
+    """struct cohabit_windowed"""
+
+    _fields_ = [
+        ("pokes", ctypes.c_uint64),
+        ("at_site", ctypes.c_uint64),
+        ("windows", ctypes.c_uint64),
+        ("inside", ctypes.c_uint64),
+        ("most", ctypes.c_uint64),
+        ("delay_us", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    ]
+
+
+class Text(ctypes.Structure):
+    """struct cohabit_text"""
+
+    _fields_ = [("func", ctypes.c_char * NAME_LEN), ("bytes", ctypes.c_uint8 * TEXT_BYTES)]
+
+
 _NONE, _WRITE, _READ = 0, 1, 2
 
 
@@ -242,6 +352,12 @@ IOC_SITE = _ioc(_READ | _WRITE, 0x4A, ctypes.sizeof(Site))
 IOC_KEEP_CLEAR = _ioc(_NONE, 0x4B, 0)
 IOC_MISUSE = _ioc(_WRITE, 0x4C, ctypes.sizeof(Misuse))
 IOC_RESTORE = _ioc(_NONE, 0x4D, 0)
+IOC_HAMMER = _ioc(_WRITE, 0x4E, ctypes.sizeof(Hammer))
+IOC_ALLOW = _ioc(_WRITE, 0x4F, ctypes.sizeof(Allow))
+IOC_HAMMERED = _ioc(_READ | _WRITE, 0x50, ctypes.sizeof(Hammereds))
+IOC_WINDOW = _ioc(_WRITE, 0x51, ctypes.sizeof(Window))
+IOC_WINDOWED = _ioc(_READ, 0x52, ctypes.sizeof(Windowed))
+IOC_TEXT = _ioc(_READ | _WRITE, 0x53, ctypes.sizeof(Text))
 IOC_RELEASE = _ioc(_NONE, 0x48, 0)
 IOC_HELD = _ioc(_READ, 0x49, ctypes.sizeof(ctypes.c_uint32))
 

@@ -35,8 +35,8 @@ KMOD_KINDS = {
 FAR_MODULE = "cohabit_far"
 
 #: struct cohabit_stat: kind, slot, index, nr_args; hits, others; args[]; ret; the
-#: three kinds of ops_func calls; via, has_ret.
-STAT = struct.Struct("<4I2Q%dQQ3Q2I" % abi.MAX_ARGS)
+#: three kinds of ops_func calls; misses; through[]; via, has_ret.
+STAT = struct.Struct("<4I2Q%dQQ3QQ%dQ2I" % (abi.MAX_ARGS, abi.ALTERNATES))
 
 #: Identity of an attachment, function, what the one has seen of the other: ``hits``
 #: and ``others`` (calls by the caller under test and by anybody else), ``args`` of its
@@ -168,11 +168,11 @@ class Control:
         for kind, slot, index, nr_args, hits, others, *rest in STAT.iter_unpack(self._read(False)):
             attachment = self.attached[kind, slot]
             result: dict[str, Any] = {"hits": hits, "others": others, "args": rest[:nr_args]}
-            ret, *share, via, has_ret = rest[abi.MAX_ARGS :]
+            ret, *more, via, has_ret = rest[abi.MAX_ARGS :]
             if has_ret:
                 result["ret"] = ret
             if attachment.kind == "direct-share":
-                result["share"] = share
+                result["share"] = more[:3]
             if kind == abi.KIND_DIRECT and hits:
                 result["via"] = via
             yield attachment.identity, attachment.functions[index], result

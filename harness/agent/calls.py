@@ -19,7 +19,11 @@ _CONTEXTS = {"process": abi.CONTEXT_PROCESS, "softirq": abi.CONTEXT_SOFTIRQ}
 
 def _arguments(function: dict[str, Any]) -> list[int]:
     return abi.arguments(
-        function["nr_args"], function["may_sleep"], function["lane"], function["holds"]
+        function["nr_args"],
+        function["may_sleep"],
+        function["lane"],
+        function["holds"],
+        function["hot"],
     )
 
 

@@ -107,7 +107,9 @@ def behaviour(state: State, function: str, profile: Profile) -> BehaviourPredict
     args: tuple[int, ...] | None = None
     tag = _TAGS[body] if profile.has("exit-sees-final-return") else abi.TAG_ORIGINAL
     if target.witnessed == "tag":
-        args = tuple(abi.arguments(target.nr_args, target.may_sleep, target.lane, target.holds))
+        args = tuple(
+            abi.arguments(target.nr_args, target.may_sleep, target.lane, target.holds, target.hot)
+        )
         ret = tag << 32 | abi.checksum(list(args))
     elif target.witnessed == "text" or tag == abi.TAG_ORIGINAL:
         ret = 0

@@ -14,7 +14,7 @@ from .functions import FUNCTIONS
 from .steps import ANY, Scenario
 
 #: Each attacher is tried alone on these, and each pair with a livepatch.
-_PLACES = tuple(f.name for f in FUNCTIONS.values() if f.lane is None and not f.holds)
+_PLACES = tuple(f.name for f in FUNCTIONS.values() if f.lane is None and not f.holds and not f.hot)
 
 
 def _singular() -> tuple[Scenario, ...]:

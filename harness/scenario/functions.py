@@ -32,7 +32,7 @@ class Function:
     ``may_sleep`` says whether the body sleeps; ``fmod_ret`` whether BPF may
     attach a fmod_ret program (kernel/bpf/verifier.c:check_attach_modify_return).
     ``lane``: its number, of those that are there for scenarios to run side by side;
-    ``holds``: a call of it can be kept asleep.
+    ``holds``: a call of it can be kept asleep; ``hot``: hammers call it by its address.
     """
 
     name: str
@@ -45,12 +45,16 @@ class Function:
     fmod_ret: bool = False
     lane: int | None = None
     holds: bool = False
+    hot: bool = False
 
 
-def _test(name: str, nr_args: int, may_sleep: bool = False, holds: bool = False) -> Function:
+def _test(
+    name: str, nr_args: int, may_sleep: bool = False, holds: bool = False, hot: bool = False
+) -> Function:
     return Function(
-        name, nr_args, "ioctl", "tag", module=TEST_MODULE, may_sleep=may_sleep, holds=holds
-    )
+        name, nr_args, "ioctl", "tag",
+        module=TEST_MODULE, may_sleep=may_sleep, holds=holds, hot=hot,
+    )  # fmt: skip
 
 
 def _lane(number: int) -> Function:
@@ -80,6 +84,7 @@ FUNCTIONS: dict[str, Function] = {
         _test("cohabit_f10", 10),
         _test("cohabit_sleep", 1, may_sleep=True),
         _test("cohabit_hold", 1, holds=True),
+        _test("cohabit_hot", 6, hot=True),
         *(_lane(number) for number in range(abi.LANES)),
     )
 }

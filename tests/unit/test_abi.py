@@ -36,8 +36,20 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "cohabit_info": abi.Info,
     "cohabit_call": abi.Call,
     "cohabit_calls": abi.Calls,
+    "cohabit_hammer": abi.Hammer,
+    "cohabit_allow": abi.Allow,
+    "cohabit_hammered": abi.Hammered,
+    "cohabit_hammereds": abi.Hammereds,
+    "cohabit_window": abi.Window,
+    "cohabit_windowed": abi.Windowed,
+    "cohabit_text": abi.Text,
 }
-TYPES: dict[str, Any] = {"__u32": ctypes.c_uint32, "__u64": ctypes.c_uint64, "char": ctypes.c_char}
+TYPES: dict[str, Any] = {
+    "__u8": ctypes.c_uint8,
+    "__u32": ctypes.c_uint32,
+    "__u64": ctypes.c_uint64,
+    "char": ctypes.c_char,
+}
 #: What an ioctl's argument may be besides a structure: nothing, or a number.
 SIMPLE: dict[str, int] = {"": 0, "__u32": 4}
 
@@ -157,6 +169,8 @@ def test_tags_leave_room_for_each_other() -> None:
     # A slot is one digit of the body's name, and an errno of ours is none of the kernel's.
     assert abi.SLOTS <= 10
     assert 133 < abi.ERRNO_BASE < abi.ERRNO_BASE + max(TAGS) < 512
+    # A set of tags is a number of 64 bits, whose last says something else.
+    assert max(TAGS) < abi.ALLOW_MONOTONIC < abi.TAGS == 64
     assert ATTACHERS["livepatch"].slots <= abi.LIVEPATCHES
     assert ATTACHERS["fmod_ret"].slots <= abi.FMOD_RETS
     ours = [a.slots for a in ATTACHERS.values() if a.family or a.name == "ipmodify"]
@@ -183,6 +197,12 @@ def test_sleeping_and_holding_take_their_own_argument() -> None:
     assert abi.arguments(1, may_sleep=True) == [1]
     assert abi.arguments(1, may_sleep=False) != [1]
     assert abi.arguments(1, may_sleep=False, holds=True) == [0]
+
+
+def test_the_hammered_function_is_told_to_count_nowhere() -> None:
+    args = abi.arguments(6, may_sleep=False, hot=True)
+    assert args[0] == 0
+    assert args[1:] == abi.arguments(6, may_sleep=False)[1:]
 
 
 def test_lanes_are_told_by_their_first_argument() -> None:
