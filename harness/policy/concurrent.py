@@ -8,18 +8,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.scenario.steps import Attach, Detach, Disable, Enable, Force, Hold, Release, Write
+from harness.scenario.steps import (
+    Attach,
+    Detach,
+    Disable,
+    Enable,
+    Force,
+    Hold,
+    Release,
+    Stirrer,
+    Write,
+)
 
 from .attachers import ATTACHERS
-from .interleave import Interleavings, Stirring, TooManyError, redirects, slots
+from .interleave import Interleavings, TooManyError, redirects
 from .profile import Profile
+from .slots import stirred_slots
 from .state import State
 
-__all__ = ["Phase", "allowed", "phases", "slots"]
+__all__ = ["Phase", "allowed", "phases"]
 
 
 def allowed(
-    state: State, stirrers: Sequence[Stirring], function: str, profile: Profile
+    state: State, stirrers: Sequence[Stirrer], function: str, profile: Profile
 ) -> frozenset[str]:
     """The bodies that a call of a function may meet in any interleaving.
 
@@ -28,7 +39,7 @@ def allowed(
     whatever one stirrer or two of them can bring: a body is always one attachment's, or
     the original where none is, and whatever of ``state`` nobody takes away stays in all.
     """
-    given = slots(state, stirrers)
+    given = stirred_slots(state, stirrers)
     here = frozenset({function})
     try:
         return _bodies(Interleavings(state, stirrers, profile, here, given), function)
@@ -41,7 +52,7 @@ def allowed(
 
 def _few(
     state: State,
-    some: Sequence[Stirring],
+    some: Sequence[Stirrer],
     profile: Profile,
     function: str,
     given: dict[str, int],
@@ -73,7 +84,7 @@ class Phase:
 
 
 def phases(
-    state: State, stirrers: Sequence[Stirring], profile: Profile, functions: Sequence[str]
+    state: State, stirrers: Sequence[Stirrer], profile: Profile, functions: Sequence[str]
 ) -> tuple[tuple[Mapping[str, Phase], ...], ...]:
     """For each stirrer and each of its steps: what is right on each of the functions.
 
@@ -81,7 +92,7 @@ def phases(
     only ``allowed`` holds then.  ``during`` is all that may be while the step is done;
     ``after`` what may be until the stirrer's next step, whoever else is at work.
     """
-    given = slots(state, stirrers)
+    given = stirred_slots(state, stirrers)
     found: list[list[dict[str, Phase]]] = [[{} for _ in s.steps] for s in stirrers]
     for function in functions:
         changing = [
@@ -96,7 +107,7 @@ def phases(
 
 
 def _changes(
-    state: State, stirrers: Sequence[Stirring], one: Stirring, function: str, profile: Profile
+    state: State, stirrers: Sequence[Stirrer], one: Stirrer, function: str, profile: Profile
 ) -> bool:
     """Whether a stirrer has a step that may change the function's body."""
     attaches = [s for x in stirrers for s in x.steps if isinstance(s, Attach)]
@@ -124,7 +135,7 @@ def _changes(
 
 def _phases(
     state: State,
-    stirrers: Sequence[Stirring],
+    stirrers: Sequence[Stirrer],
     number: int,
     function: str,
     profile: Profile,
@@ -149,9 +160,7 @@ def _phases(
         kept[index] = kept.get(index, frozenset()) | bodies
     # A step that decides no body leaves what was right before it.
     known = sorted(before)
-    spread = {
-        i: before[next((k for k in known if k >= i), known[0])] for i in range(len(steps))
-    }
+    spread = {i: before[next((k for k in known if k >= i), known[0])] for i in range(len(steps))}
     found = []
     for index, step in enumerate(steps):
         first, last = spread[index], spread[(index + 1) % len(steps)]

@@ -13,9 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from harness.scenario.steps import Attach, Detach, Disable, Enable, Force, Hold, Release, Write
+from harness.scenario.steps import (
+    Attach,
+    Detach,
+    Disable,
+    Enable,
+    Force,
+    Hold,
+    Release,
+    Stirrer,
+    Write,
+)
 
 from . import history
 from .acts import transition
@@ -29,46 +39,8 @@ from .state import Attached, State
 LIMIT = 3000
 
 
-class Stirring(Protocol):
-    """What is asked of a stirrer (harness/scenario/stir.py: Stirrer)."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the scenario."""
-
-    @property
-    def steps(self) -> Sequence[Any]:
-        """Ordinary steps, and those that only stirrers have."""
-
-
 class TooManyError(Exception):
     """There are more nodes than LIMIT."""
-
-
-def waits(step: object) -> bool:
-    """Whether a livepatch's step ends only with the transition; ``"wait": false`` says no."""
-    return bool(getattr(step, "wait", True))
-
-
-def slots(state: State, stirrers: Sequence[Stirring]) -> dict[str, int]:
-    """The slot of each attachment by its id: those there are, and each that a stirrer makes.
-
-    No two share one, whenever they are there: what a slot names (a body, a livepatch's
-    module) is then one attachment's.  Raises ValueError where there are too few.
-    """
-    there = list(state.attached)
-    found = {a.id: a.slot for a in there}
-    for stirrer in stirrers:
-        for step in stirrer.steps:
-            if not isinstance(step, Attach) or step.id in found:
-                continue
-            # A disabled livepatch has its slot all the same.
-            slot = State(attached=tuple(there)).free_slot(step.attacher, step.functions)
-            if slot == ATTACHERS[step.attacher].slots:
-                raise ValueError(f"{stirrer.name}: more than {slot} of {step.attacher} at a time")
-            found[step.id] = slot
-            there.append(Attached(step.id, step.attacher, step.functions, slot))
-    return found
 
 
 def redirects(kind: Attacher) -> bool:
@@ -118,7 +90,7 @@ class Interleavings:
     def __init__(
         self,
         state: State,
-        stirrers: Sequence[Stirring],
+        stirrers: Sequence[Stirrer],
         profile: Profile,
         functions: frozenset[str],
         given: dict[str, int],
@@ -251,7 +223,7 @@ class Interleavings:
 
     def _begun(self, node: Node, stirrer: int, step: Any) -> Node:
         """A transition has begun, or was turned round."""
-        if isinstance(step, Detach) or waits(step):
+        if isinstance(step, Detach) or step.wait:
             return replace(node, waiting=stirrer)
         return self._on(node, stirrer)
 
