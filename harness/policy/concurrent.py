@@ -22,11 +22,12 @@ from harness.scenario.steps import (
 
 from .attachers import ATTACHERS
 from .interleave import Interleavings, TooManyError, redirects
+from .opsjudge import OpMismatch, OpsJudge
 from .profile import Profile
 from .slots import stirred_slots
 from .state import State
 
-__all__ = ["Phase", "allowed", "phases"]
+__all__ = ["OpMismatch", "OpsJudge", "Phase", "allowed", "phases"]
 
 
 def allowed(
