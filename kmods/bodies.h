@@ -33,7 +33,8 @@
 	X(cohabit_f8,		 8, cohabit_funcs, test)	\
 	X(cohabit_f10,		10, cohabit_funcs, test)	\
 	X(cohabit_sleep,	 1, cohabit_funcs, sleep)	\
-	X(cohabit_hold,		 1, cohabit_funcs, hold)
+	X(cohabit_hold,		 1, cohabit_funcs, hold)	\
+	X(cohabit_hot,		 6, cohabit_funcs, hot)
 
 #define COHABIT_FUNCTIONS(X)					\
 	COHABIT_VMLINUX_FUNCTIONS(X)				\
@@ -76,6 +77,8 @@
 	u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5, u64 a6, u64 a7, u64 a8, u64 a9
 #define COHABIT_ARGS_cohabit_sleep	u64 a0
 #define COHABIT_ARGS_cohabit_hold	u64 a0
+#define COHABIT_ARGS_cohabit_hot	\
+	u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5
 #define COHABIT_ARGS_lane		u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5
 
 #define COHABIT_RET_text		int
@@ -83,6 +86,7 @@
 #define COHABIT_RET_test		u64
 #define COHABIT_RET_sleep		u64
 #define COHABIT_RET_hold		u64
+#define COHABIT_RET_hot			u64
 
 #define COHABIT_SUM_0	0ULL
 #define COHABIT_SUM_1	(a0)
@@ -125,6 +129,14 @@
 {								\
 	COHABIT_HOLD(a0);					\
 	return COHABIT_RESULT(tag, COHABIT_SUM_##nr);		\
+}
+
+/* Counts itself where the caller says, and leaves that out of the sum. */
+#define COHABIT_BODY_hot(nr, text, tag)				\
+{								\
+	if (a0)							\
+		++*(u64 *)(unsigned long)a0;			\
+	return COHABIT_RESULT(tag, COHABIT_SUM_##nr - a0);	\
 }
 
 /* Defines body <prefix><name>, which shows itself as @text or @tag. */

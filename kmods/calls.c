@@ -50,15 +50,18 @@ static void call_in_softirq(const struct cohabit_test_function *function,
 	tasklet_kill(&softirq.tasklet);
 }
 
-/* Softirqs can't wait. */
+/* Softirqs can't wait; and cohabit_hot writes to where its first argument points. */
 static bool may_run_there(const struct cohabit_test_function *function,
 			  const struct cohabit_call *call)
 {
+	if (function->behaviour == COHABIT_hot && call->args[0])
+		return false;
 	switch (call->context) {
 	case COHABIT_CONTEXT_PROCESS:
 		return true;
 	case COHABIT_CONTEXT_SOFTIRQ:
 		return function->behaviour == COHABIT_test ||
+		       function->behaviour == COHABIT_hot ||
 		       (function->behaviour == COHABIT_hold && !call->args[0]);
 	}
 	return false;

@@ -37,6 +37,8 @@ struct cohabit_seen {
 	atomic64_t share_self;
 	atomic64_t share_peer;
 	atomic64_t unshare_peer;
+	atomic64_t through[COHABIT_ALTERNATES];	/* DIRECT */
+	u64 missed;			/* of what the kernel missed: before the last reset */
 	u64 args[COHABIT_REG_ARGS];
 	u64 ret;
 	u32 nr_args;
@@ -52,8 +54,13 @@ struct cohabit_target {
 	struct cohabit_seen seen;
 };
 
-/* One of COHABIT_SLOTS of each kind. Under cohabit_lock, but for what was seen. */
+/*
+ * One of COHABIT_SLOTS of each kind. All of it, and what its kind keeps for it, under
+ * its lock, but for what was seen. Slots are independent of each other: attachers race
+ * in the kernel and not here.
+ */
 struct cohabit_slot {
+	struct mutex lock;
 	struct ftrace_ops ops;		/* of the kinds that are one */
 	unsigned long ips[COHABIT_MAX_FUNCS];
 	struct cohabit_target *targets;	/* kept until the module goes: see cohabit_exit() */
@@ -78,6 +85,8 @@ struct cohabit_kind_ops {
 	struct cohabit_slot *slots;
 	int (*attach)(struct cohabit_slot *slot, u32 flags);
 	int (*detach)(struct cohabit_slot *slot);
+	/* How many calls of target @index the kernel missed since attach; NULL: it can't. */
+	u64 (*missed)(struct cohabit_slot *slot, unsigned int index);
 };
 
 #define COHABIT_KINDS	6
@@ -90,7 +99,7 @@ extern const struct cohabit_kind_ops cohabit_kretprobe_kind;
 extern const struct cohabit_kind_ops cohabit_fprobe_kind;
 extern const struct cohabit_kind_ops *const cohabit_kinds[COHABIT_KINDS];
 
-/* One request at a time. */
+/* One request at a time, of those that have no lock of their own. */
 extern struct mutex cohabit_lock;
 
 /* tgid of the caller under test; -1: none yet. */
@@ -105,11 +114,19 @@ unsigned long cohabit_lookup(const char *name);
 long cohabit_ioctl_site(void __user *arg);
 long cohabit_keep_clear(void);
 void cohabit_restore(void);
+unsigned long cohabit_ask(const char *name, unsigned long address);
+long cohabit_ioctl_text(void __user *arg);
+
+long cohabit_ioctl_hammer(const void __user *arg);
+long cohabit_ioctl_allow(const void __user *arg);
+long cohabit_ioctl_hammered(void __user *arg);
+unsigned int cohabit_hammer_calls(const char *func, u64 *calls, unsigned int room);
+long cohabit_ioctl_window(const void __user *arg);
+long cohabit_ioctl_windowed(void __user *arg);
 
 const struct cohabit_function *cohabit_find_function(const char *name, int *lane);
 void cohabit_wait_for_bodies(void);
 
-void cohabit_reset_seen(struct cohabit_slot *slot);
 long cohabit_ioctl_stats(void __user *arg);
 long cohabit_ioctl_misuse(void __user *arg);
 

@@ -106,7 +106,7 @@ struct cohabit_stat {
 /*
  * COHABIT_IOC_STATS: each function of each attached slot, by kind, slot and
  * index. reset=1 clears it afterwards, but for the ops_func calls. E2BIG: no
- * room, NR is how much is wanted, nothing was written or cleared.
+ * room, NR is how much is wanted, and nothing was cleared.
  */
 struct cohabit_stats {
 	__u64 stats;	/* NR times struct cohabit_stat */
@@ -209,7 +209,7 @@ enum cohabit_hammer_fault {
 
 /*
  * What can be wrong with a call; of several it is the first in the order NONE,
- * SEVERAL, RESULT, ARGS, BODY, BACK.
+ * RESULT, SEVERAL, ARGS, BODY, BACK.
  */
 enum cohabit_wrong {
 	COHABIT_WRONG_BODY = 0,		/* a body that is not allowed */

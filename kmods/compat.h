@@ -11,6 +11,7 @@
 #include <linux/irqflags.h>
 #include <linux/kprobes.h>
 #include <linux/ptrace.h>
+#include <linux/sched.h>
 #include <linux/version.h>
 
 #ifdef CONFIG_X86_KERNEL_IBT
@@ -66,6 +67,25 @@
 #define COHABIT_KLP_SAVE_REGS		1
 #define COHABIT_OPS_FL_KLP_REGS		FTRACE_OPS_FL_SAVE_REGS
 #endif
+
+/*
+ * A busy kernel thread lets a livepatch's transition have it. 6.4 (e3ff7c609f39):
+ * it goes over in cond_resched(); 6.16 (676e8cf70cb0): in schedule(), which does it
+ * for the releases between, too. Before, it must not be running when the kernel
+ * looks, once a second.
+ */
+static inline void cohabit_let_livepatch(void)
+{
+#ifdef CONFIG_LIVEPATCH
+	if (likely(!test_thread_flag(TIF_PATCH_PENDING)))
+		return;
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+	schedule_timeout_idle(1);
+#else
+	schedule();
+#endif
+#endif
+}
 
 /*
  * What register_ftrace_direct() adds where there is SAVE_REGS at all; arm64 has

@@ -7,6 +7,7 @@
  * two more where cohabit_far.ko is loaded (arm64).
  */
 #include <linux/export.h>
+#include <linux/mutex.h>
 #include <linux/string.h>
 
 #include "cohabit.h"
@@ -26,7 +27,8 @@ COHABIT_TRAMPS(DECLARE_TRAMP)
 /* The first of a slot is at its number, the other one at that + COHABIT_SLOTS. */
 static void (*const tramps[2 * COHABIT_SLOTS])(void) = { COHABIT_TRAMPS(TRAMP) };
 
-/* The same for those of cohabit_far.ko, NULL: it isn't loaded. */
+/* The same for those of cohabit_far.ko, NULL: it isn't loaded. Under far_lock. */
+static DEFINE_MUTEX(far_lock);
 static const unsigned long *far_tramps;
 static struct module *far_owner;
 
@@ -59,6 +61,7 @@ void notrace cohabit_direct_hit(unsigned int tramp, const unsigned long *args)
 	struct cohabit_slot *slot = &direct_slots[tramp % COHABIT_SLOTS];
 	struct cohabit_target *target = called_target(slot, args);
 
+	atomic64_inc(&target->seen.through[tramp / COHABIT_SLOTS]);
 	if (!cohabit_count(target))
 		return;
 	cohabit_record_args(target, direct_argument, args);
@@ -69,24 +72,30 @@ EXPORT_SYMBOL_GPL(cohabit_direct_hit);
 /* For cohabit_far.ko, which comes with @tramps, or goes with NULL. */
 void cohabit_direct_set_far(const unsigned long *tramps, struct module *owner)
 {
-	mutex_lock(&cohabit_lock);
+	mutex_lock(&far_lock);
 	far_tramps = tramps;
 	far_owner = owner;
-	mutex_unlock(&cohabit_lock);
+	mutex_unlock(&far_lock);
 }
 EXPORT_SYMBOL_GPL(cohabit_direct_set_far);
 
 /* The address of a trampoline of slot @nr, 0: there is none of that kind. */
 static unsigned long take_tramp(unsigned int nr, unsigned int alternate)
 {
+	unsigned long tramp = 0;
+
 	if (alternate < COHABIT_FAR_ALTERNATE)
 		return (unsigned long)tramps[nr + alternate * COHABIT_SLOTS];
-	if (!far_tramps || (!holds_far[nr] && !try_module_get(far_owner)))
-		return 0;
-	holds_far[nr] = true;
-	return far_tramps[nr + (alternate - COHABIT_FAR_ALTERNATE) * COHABIT_SLOTS];
+	mutex_lock(&far_lock);
+	if (far_tramps && (holds_far[nr] || try_module_get(far_owner))) {
+		holds_far[nr] = true;
+		tramp = far_tramps[nr + (alternate - COHABIT_FAR_ALTERNATE) * COHABIT_SLOTS];
+	}
+	mutex_unlock(&far_lock);
+	return tramp;
 }
 
+/* While a slot holds the module, that doesn't go and far_owner doesn't change. */
 static void drop_far(unsigned int nr)
 {
 	if (holds_far[nr])
@@ -176,10 +185,9 @@ static int direct_detach(struct cohabit_slot *slot)
 	return ret;
 }
 
-/* Lets slot @nr go over to another of its trampolines. */
-int cohabit_direct_modify(unsigned int nr, unsigned int alternate)
+static int direct_modify(struct cohabit_slot *slot, unsigned int alternate)
 {
-	struct cohabit_slot *slot = &direct_slots[nr];
+	unsigned int nr = slot - direct_slots;
 	unsigned long tramp;
 	int ret;
 
@@ -191,6 +199,18 @@ int cohabit_direct_modify(unsigned int nr, unsigned int alternate)
 	ret = cohabit_direct_exchange(&slot->ops, slot->ips, slot->nr, current_tramp[nr], tramp);
 	if (!ret)
 		current_tramp[nr] = tramp;
+	return ret;
+}
+
+/* Lets slot @nr go over to another of its trampolines. */
+int cohabit_direct_modify(unsigned int nr, unsigned int alternate)
+{
+	struct cohabit_slot *slot = &direct_slots[nr];
+	int ret;
+
+	mutex_lock(&slot->lock);
+	ret = direct_modify(slot, alternate);
+	mutex_unlock(&slot->lock);
 	return ret;
 }
 

@@ -51,6 +51,12 @@ static int fprobe_detach(struct cohabit_slot *slot)
 	return unregister_fprobe(&fprobes[slot - fprobe_slots]);
 }
 
+/* The kernel counts for all functions together. */
+static u64 fprobe_missed(struct cohabit_slot *slot, unsigned int index)
+{
+	return index ? 0 : READ_ONCE(fprobes[slot - fprobe_slots].nmissed);
+}
+
 #else /* !COHABIT_HAS_FPROBE */
 
 static int fprobe_attach(struct cohabit_slot *slot, u32 flags)
@@ -63,6 +69,11 @@ static int fprobe_detach(struct cohabit_slot *slot)
 	return -EOPNOTSUPP;
 }
 
+static u64 fprobe_missed(struct cohabit_slot *slot, unsigned int index)
+{
+	return 0;
+}
+
 #endif
 
 const struct cohabit_kind_ops cohabit_fprobe_kind = {
@@ -70,4 +81,5 @@ const struct cohabit_kind_ops cohabit_fprobe_kind = {
 	.slots = fprobe_slots,
 	.attach = fprobe_attach,
 	.detach = fprobe_detach,
+	.missed = fprobe_missed,
 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The functions to be traced and patched. */
+#include <linux/export.h>
 #include <linux/kernel.h>
 #include <linux/string.h>
 
@@ -21,6 +22,9 @@
 
 COHABIT_TEST_FUNCTIONS(TEST_FUNCTION)
 COHABIT_ALL_LANES(LANE)
+
+/* For cohabit.ko's hammers, which hold this module by it. */
+EXPORT_SYMBOL_GPL(cohabit_hot);
 
 #define TYPE_0	void
 #define TYPE_1	u64

@@ -10,6 +10,7 @@ enum cohabit_behaviour {
 	COHABIT_test,
 	COHABIT_sleep,
 	COHABIT_hold,
+	COHABIT_hot,
 };
 
 /* A test function, and how to call it by its address. */

@@ -197,15 +197,30 @@ static int kretprobe_detach(struct cohabit_slot *slot)
 	return 0;
 }
 
+static u64 kprobe_missed(struct cohabit_slot *slot, unsigned int index)
+{
+	return READ_ONCE(kprobe_probes[slot - kprobe_slots].probe[index].kp.nmissed);
+}
+
+/* The second: there was no instance left for the call. */
+static u64 kretprobe_missed(struct cohabit_slot *slot, unsigned int index)
+{
+	const struct probe *probe = &kretprobe_probes[slot - kretprobe_slots].probe[index];
+
+	return READ_ONCE(probe->rp.kp.nmissed) + READ_ONCE(probe->rp.nmissed);
+}
+
 const struct cohabit_kind_ops cohabit_kprobe_kind = {
 	.flags = COHABIT_F_POST,
 	.slots = kprobe_slots,
 	.attach = kprobe_attach,
 	.detach = kprobe_detach,
+	.missed = kprobe_missed,
 };
 
 const struct cohabit_kind_ops cohabit_kretprobe_kind = {
 	.slots = kretprobe_slots,
 	.attach = kretprobe_attach,
 	.detach = kretprobe_detach,
+	.missed = kretprobe_missed,
 };

@@ -42,6 +42,24 @@ int cohabit_lookup_init(void)
 }
 
 /*
+ * Calls the kernel's function @name, which takes and gives an address and is not
+ * exported; 0: there is no such function. It must not sleep.
+ */
+unsigned long __nocfi cohabit_ask(const char *name, unsigned long address)
+{
+	unsigned long (*function)(unsigned long) = (void *)ask(lookup_name, name);
+	struct cohabit_ibt ibt;
+	unsigned long result;
+
+	if (!function)
+		return 0;
+	cohabit_ibt_off(&ibt);
+	result = function(address);
+	cohabit_ibt_restore(&ibt);
+	return result;
+}
+
+/*
  * Returns the address of symbol @name, in vmlinux or a module, 0: none. Of
  * several it is the first that the kernel finds.
  *

@@ -67,16 +67,16 @@ static int attach(const struct cohabit_attach *req, const char (*names)[COHABIT_
 	struct cohabit_slot *slot = &kind->slots[req->slot];
 	int ret;
 
-	if (slot->attached)
-		return -EALREADY;
-	ret = set_targets(slot, names, req->nr);
+	mutex_lock(&slot->lock);
+	ret = slot->attached ? -EALREADY : set_targets(slot, names, req->nr);
 	if (!ret)
 		ret = kind->attach(slot, req->flags);
-	if (ret)
-		return ret;
-	slot->attached = true;
-	__module_get(THIS_MODULE);
-	return 0;
+	if (!ret) {
+		slot->attached = true;
+		__module_get(THIS_MODULE);
+	}
+	mutex_unlock(&slot->lock);
+	return ret;
 }
 
 static int detach(const struct cohabit_attach *req)
@@ -85,14 +85,14 @@ static int detach(const struct cohabit_attach *req)
 	struct cohabit_slot *slot = &kind->slots[req->slot];
 	int ret;
 
-	if (!slot->attached)
-		return -ENOENT;
-	ret = kind->detach(slot);
-	if (ret)
-		return ret;
-	slot->attached = false;
-	module_put(THIS_MODULE);
-	return 0;
+	mutex_lock(&slot->lock);
+	ret = slot->attached ? kind->detach(slot) : -ENOENT;
+	if (!ret) {
+		slot->attached = false;
+		module_put(THIS_MODULE);
+	}
+	mutex_unlock(&slot->lock);
+	return ret;
 }
 
 static int get_request(struct cohabit_attach *req, const void __user *arg)
@@ -175,21 +175,6 @@ static long ioctl_info(void __user *arg)
 static long locked_ioctl(unsigned int cmd, void __user *arg)
 {
 	switch (cmd) {
-	case COHABIT_IOC_INFO:
-		return ioctl_info(arg);
-	case COHABIT_IOC_CALLER:
-		WRITE_ONCE(cohabit_caller, current->tgid);
-		return 0;
-	case COHABIT_IOC_ATTACH:
-		return ioctl_attach(arg);
-	case COHABIT_IOC_DETACH:
-		return ioctl_detach(arg);
-	case COHABIT_IOC_STATS:
-		return cohabit_ioctl_stats(arg);
-	case COHABIT_IOC_MODIFY:
-		return ioctl_modify(arg);
-	case COHABIT_IOC_ADDRESS:
-		return ioctl_address(arg);
 	case COHABIT_IOC_SITE:
 		return cohabit_ioctl_site(arg);
 	case COHABIT_IOC_KEEP_CLEAR:
@@ -205,10 +190,40 @@ static long locked_ioctl(unsigned int cmd, void __user *arg)
 
 static long cohabit_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
+	void __user *p = (void __user *)arg;
 	long ret;
 
+	switch (cmd) {
+	case COHABIT_IOC_INFO:
+		return ioctl_info(p);
+	case COHABIT_IOC_CALLER:
+		WRITE_ONCE(cohabit_caller, current->tgid);
+		return 0;
+	case COHABIT_IOC_ATTACH:
+		return ioctl_attach(p);
+	case COHABIT_IOC_DETACH:
+		return ioctl_detach(p);
+	case COHABIT_IOC_STATS:
+		return cohabit_ioctl_stats(p);
+	case COHABIT_IOC_MODIFY:
+		return ioctl_modify(p);
+	case COHABIT_IOC_ADDRESS:
+		return ioctl_address(p);
+	case COHABIT_IOC_HAMMER:
+		return cohabit_ioctl_hammer(p);
+	case COHABIT_IOC_ALLOW:
+		return cohabit_ioctl_allow(p);
+	case COHABIT_IOC_HAMMERED:
+		return cohabit_ioctl_hammered(p);
+	case COHABIT_IOC_WINDOW:
+		return cohabit_ioctl_window(p);
+	case COHABIT_IOC_WINDOWED:
+		return cohabit_ioctl_windowed(p);
+	case COHABIT_IOC_TEXT:
+		return cohabit_ioctl_text(p);
+	}
 	mutex_lock(&cohabit_lock);
-	ret = locked_ioctl(cmd, (void __user *)arg);
+	ret = locked_ioctl(cmd, p);
 	mutex_unlock(&cohabit_lock);
 	return ret;
 }
@@ -228,14 +243,19 @@ static struct miscdevice cohabit_device = {
 static int __init cohabit_init(void)
 {
 	int ret = cohabit_lookup_init();
+	unsigned int kind, slot;
 
 	if (ret)
 		return ret;
+	for (kind = 0; kind < COHABIT_KINDS; kind++)
+		for (slot = 0; slot < COHABIT_SLOTS; slot++)
+			mutex_init(&cohabit_kinds[kind]->slots[slot].lock);
 	return misc_register(&cohabit_device);
 }
 
 /*
- * No slot is attached here, but a task may still be on its way out of our code,
+ * No slot is attached here, nothing is hammered and no window is on, as each of
+ * these holds the module, but a task may still be on its way out of our code,
  * a trampoline for instance, and count.
  */
 static void __exit cohabit_exit(void)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Call sites as they are patched (arm64): which instruction is there, and what
- * lies where it leads. Read, not understood: harness/ftrace/branch.py does that.
+ * Call sites as they are patched: the bytes that are there, and on arm64 which
+ * instruction it is and what lies where it leads. Read, not understood:
+ * harness/ftrace/branch.py does that.
  */
 #include <linux/bitops.h>
 #include <linux/kernel.h>
@@ -10,15 +11,30 @@
 
 #include "cohabit.h"
 
-#ifdef CONFIG_ARM64
-
-/* Calls an unexported function of the kernel that takes and gives an address. */
-static unsigned long __nocfi ask(const char *name, unsigned long address)
+/* COHABIT_IOC_TEXT */
+long cohabit_ioctl_text(void __user *arg)
 {
-	unsigned long (*function)(unsigned long) = (void *)cohabit_lookup(name);
+	struct cohabit_text text;
+	unsigned long address;
+	int ret;
 
-	return function ? function(address) : 0;
+	if (copy_from_user(&text, arg, sizeof(text)))
+		return -EFAULT;
+	if (!memchr(text.func, 0, sizeof(text.func)))
+		return -ENAMETOOLONG;
+	address = cohabit_lookup(text.func);
+	if (address)
+		address = cohabit_ask("ftrace_location", address);
+	if (!address)
+		return -ESRCH;
+	ret = copy_from_kernel_nofault(text.bytes, (void *)(address - sizeof(text.bytes) / 2),
+				       sizeof(text.bytes));
+	if (ret)
+		return ret;
+	return copy_to_user(arg, &text, sizeof(text)) ? -EFAULT : 0;
 }
+
+#ifdef CONFIG_ARM64
 
 #ifdef CONFIG_DYNAMIC_FTRACE_WITH_CALL_OPS
 #define HAS_OPS	1
@@ -70,11 +86,11 @@ long cohabit_ioctl_site(void __user *arg)
 	memset((void *)&site + sizeof(site.func), 0, sizeof(site) - sizeof(site.func));
 	site.address = cohabit_lookup(site.func);
 	if (site.address)
-		site.address = ask("ftrace_location", site.address);
+		site.address = cohabit_ask("ftrace_location", site.address);
 	if (!site.address)
 		return -ESRCH;
 	site.caller = cohabit_lookup("ftrace_caller");
-	site.trampoline = ask("ftrace_find_rec_direct", site.address);
+	site.trampoline = cohabit_ask("ftrace_find_rec_direct", site.address);
 	ret = copy_from_kernel_nofault(&site.instruction, (void *)(unsigned long)site.address,
 				       sizeof(site.instruction));
 	site.has_ops = HAS_OPS;

@@ -56,13 +56,14 @@ def c_lanes() -> list[str]:
 
 TABLE = c_table()
 LANES = [f.name for f in FUNCTIONS.values() if f.lane is not None]
-#: Kinds of bodies: how each is witnessed, whether it sleeps, whether it can be held.
+#: Kinds of bodies: how each is witnessed, whether it sleeps, can be held, is to be hammered.
 KINDS = {
-    "text": ("text", False, False),
-    "errno": ("errno", False, False),
-    "test": ("tag", False, False),
-    "sleep": ("tag", True, False),
-    "hold": ("tag", False, True),
+    "text": ("text", False, False, False),
+    "errno": ("errno", False, False, False),
+    "test": ("tag", False, False, False),
+    "sleep": ("tag", True, False, False),
+    "hold": ("tag", False, True, False),
+    "hot": ("tag", False, False, True),
 }
 
 
@@ -76,7 +77,8 @@ def test_both_tables_say_the_same(name: str) -> None:
     count, where, kind = TABLE[name]
     assert count == function.nr_args
     assert where == (function.module or "vmlinux")
-    assert KINDS[kind] == (function.witnessed, function.may_sleep, function.holds)
+    shown = (function.witnessed, function.may_sleep, function.holds, function.hot)
+    assert KINDS[kind] == shown
 
 
 def test_lanes() -> None:
@@ -110,7 +112,7 @@ def test_arguments_in_c(name: str) -> None:
     assert len(parameters.split(",")) == count
     names = [p.split()[-1].lstrip("*") for p in parameters.split(",")]
     assert len(set(names)) == count
-    if kind in ("test", "sleep", "hold"):
+    if kind in ("test", "sleep", "hold", "hot"):
         assert names == [f"a{n}" for n in range(count)]
     if kind == "text":
         assert names[0] == "m"  # COHABIT_BODY_text prints into it
@@ -129,6 +131,10 @@ def test_bodies_tell_themselves_as_the_agent_reads_them() -> None:
         assert "return COHABIT_RESULT(tag, COHABIT_SUM_##nr)" in macro(
             BODIES, f"COHABIT_BODY_{kind}"
         )
+    # It counts in *a0, wherever that is, and its callers here say 0.
+    hot = macro(BODIES, "COHABIT_BODY_hot")
+    assert "if (a0) ++*(u64 *)(unsigned long)a0;" in hot
+    assert "return COHABIT_RESULT(tag, COHABIT_SUM_##nr - a0)" in hot
     assert macro(BODIES, "COHABIT_RESULT") == "((u64)(tag) << 32 | (u32)(sum))"
 
 
@@ -151,6 +157,16 @@ def test_only_the_original_waits() -> None:
     assert "#ifndef COHABIT_HOLD\n#define COHABIT_HOLD(wait)\tdo { } while (0)\n#endif" in BODIES
     defining = [p.name for p in KMODS.glob("*.c") if "#define COHABIT_HOLD(" in source(p.name)]
     assert defining == ["functions.c"]
+
+
+def test_hammers_know_the_hot_function_by_its_name() -> None:
+    hot = [f.name for f in FUNCTIONS.values() if f.hot]
+    assert hot == ["cohabit_hot"]
+    assert f"EXPORT_SYMBOL_GPL({hot[0]});" in source("functions.c")
+    hammer = source("hammer.c")
+    assert f"symbol_get({hot[0]})" in hammer
+    # The weights of its checksum, without that of the argument which says where to count.
+    assert "u32 sum = 2 * a1 + 3 * a2 + 4 * a3 + 5 * a4 + 6 * a5;" in hammer
 
 
 def test_callers_pass_all_arguments() -> None:
