@@ -60,7 +60,7 @@ _KEYS = frozenset(
     }
 )  # fmt: skip
 #: The most that a window can be held open: a hammer is not to look stalled.
-_WIDEST = 100_000
+WIDEST_US = 100_000
 
 
 def stir(data: Data, step: Callable[[object], Step]) -> Stir:
@@ -93,8 +93,8 @@ def stir(data: Data, step: Callable[[object], Step]) -> Stir:
         raise UsageError("a stir without hammers has no calls, patches or fault", "leave them out")
     if made.at_least > made.seconds:
         raise UsageError("a stir's 'at_least' is more than its 'seconds'", "raise 'seconds'")
-    if made.widen_us > _WIDEST:
-        raise UsageError(f"'widen_us' is {_WIDEST} at most (microseconds)")
+    if made.widen_us > WIDEST_US:
+        raise UsageError(f"'widen_us' is {WIDEST_US} at most (microseconds)")
     return made
 
 

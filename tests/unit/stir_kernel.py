@@ -17,6 +17,7 @@ from harness.policy.behaviour import behaviour
 from harness.policy.profile import choose
 from harness.run.record import Record
 from harness.run.schedule import Schedule, Work
+from harness.scenario.parse import step_from_json
 from harness.scenario.steps import Scenario
 
 Spoil = Callable[[Event], None]
@@ -119,12 +120,12 @@ class StirringKernel(ModelKernel):
         if step["widen_us"]:
             result |= {"widen_us": step["widen_us"], "windows": 50, "inside": 400}
         for attached in self.state.attached:
-            calls = sum(h["calls"] for h in result["hammers"] if h["function"] in attached.functions)
+            calls = sum(
+                h["calls"] for h in result["hammers"] if h["function"] in attached.functions
+            )
             if attached.kind.counts and calls:
                 result["throughout"][attached.id] = {"hits": calls, "misses": 0, "via": {}}
         # What records remember of it.
-        from harness.scenario.parse import step_from_json  # noqa: PLC0415
-
         plain = {**step, "stirrers": [_plain(s) for s in step["stirrers"]]}
         _, self.state = transition(self.state, step_from_json(plain), self.profile)
         if self.spoil:
