@@ -10,8 +10,8 @@ from typing import Any
 
 from harness.consistency import nothing_to_stir
 from harness.errors import InfraError
-from harness.oracle import observation
 from harness.monitor import emulator_failed
+from harness.oracle import observation
 from harness.policy import known
 from harness.policy.profile import Profile, release_version
 from harness.policy.state import State
