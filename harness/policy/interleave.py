@@ -175,6 +175,8 @@ class Interleavings:
             if self._refused:
                 yield over
             if state.get(step.id) is not None:
+                # Its detach was refused before; the agent leaves out what makes no sense.
+                yield over
                 return
             _, after = transition(state, step, self._profile, self._slots[step.id])
             new = after.get(step.id)
@@ -197,10 +199,7 @@ class Interleavings:
         yield replace(over, state=plain(after))
 
     def _moves(self, node: Node, stirrer: int, step: Any, patch: Attached) -> Iterator[Node]:
-        """A step about a livepatch that is on, or pending (kernel/livepatch/core.c: enabled_store).
-
-        What the kernel refuses meanwhile is asked for again where it takes the patch away.
-        """
+        """A step about a livepatch that is on, or pending (core.c: enabled_store)."""
         over = self._on(node, stirrer)
         pending = patch.phase == "enabling"
         if isinstance(step, Force):
@@ -209,11 +208,8 @@ class Interleavings:
             turned = pending and node.leaving and node.waiting < 0
             yield self._begun(replace(node, leaving=False), stirrer, step) if turned else over
         elif not pending and node.state.pending():
-            if isinstance(step, Disable):
-                yield over
-        elif pending and node.waiting >= 0:
-            # Somebody else's own step is not over.
-            return
+            # Refused; the agent goes on, and takes the patch away later.
+            yield over
         elif pending and node.leaving and isinstance(step, Disable):
             yield over
         else:

@@ -14,7 +14,7 @@ import errno
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,7 @@ from .timeline import Values
 
 #: Steps that wait to be judged until all at the same time are known; and of those that may
 #: be there so many are tried in all combinations, of more only two at a time.
-_WAITING, _COMBINED = 4096, 8
+_WAITING, _COMBINED = 1024, 8
 
 _BPF = frozenset(name for name, kind in ATTACHERS.items() if kind.bpf)
 #: Those that hold a module while they are put on one of its functions.
@@ -115,10 +115,14 @@ class OpsJudge:
         self._forget()
         return found
 
-    def finish(self) -> list[OpMismatch]:
-        """All is over: what is wrong of the rest, and what did not come back to its start."""
+    def finish(self, stuck: Collection[str] = ()) -> list[OpMismatch]:
+        """All is over: what is wrong of the rest, and what did not come back to its start.
+
+        ``stuck``: names of stirrers that still are at a step, of which nothing was told.
+        """
         know = self._know
         know.finished = True
+        know.stuck = frozenset(i for i, one in enumerate(self._stirrers) if one.name in stuck)
         found = [m for op in self._waiting for m in self._judge(op)]
         self._waiting.clear()
         for identity, known in know.known.items():

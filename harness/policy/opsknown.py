@@ -81,6 +81,7 @@ class Knowledge:
         self.ftrace, self.module = Timeline.of(*enabled), Timeline.of(*loaded)
         self.seen = [-math.inf] * len(stirrers)
         self.finished = False
+        self.stuck: frozenset[int] = frozenset()
         self._recent: deque[Op] = deque()
 
     def _attachments(self, state: State) -> None:
@@ -218,7 +219,7 @@ class Knowledge:
         """Whether a stirrer may have done a step at the same time of which nothing was told."""
         if owner < 0 or owner == op.stirrer or self.seen[owner] >= op.end:
             return False
-        return not (self.finished and self.back(owner))
+        return not self.finished or owner in self.stuck or not self.back(owner)
 
     def back(self, owner: int) -> bool:
         """Whether what a stirrer moves is as it was at first."""

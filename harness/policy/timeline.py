@@ -58,14 +58,16 @@ class Timeline:
 
     def may(self, begin: float, values: Values, where: Values) -> None:
         """From a time on ``values`` may be, too, wherever any of ``where`` may."""
-        for number, span in enumerate(self.spans):
-            if span.end <= begin or not span.values & where:
-                continue
-            if span.begin < begin:
-                self.spans.insert(number + 1, Span(begin, span.end, span.values))
-                span.end = begin
-                continue
-            span.values |= values
+        spans: deque[Span] = deque()
+        for span in self.spans:
+            concerned = span.end > begin and span.values & where
+            if concerned and span.begin < begin:
+                spans.append(Span(span.begin, begin, span.values))
+                span.begin = begin
+            if concerned:
+                span.values |= values
+            spans.append(span)
+        self.spans = spans
 
     def forget(self, before: float) -> None:
         """Lets go of what ended before a time."""
