@@ -202,7 +202,8 @@ class Stir:
         return time.monotonic() - self._began
 
     def _calls(self) -> int:
-        kernel = self._hammers.read(stop=False) if "kernel" in dict(self._wanted).values() else []
+        by_kernel = any(by == "kernel" for _, by in self._wanted)
+        kernel = self._hammers.read(stop=False) if by_kernel else []
         return sum(int(thread["calls"]) for thread in [*kernel, *self._user.read()])
 
     def _take(self) -> list[list[Any]]:
