@@ -121,6 +121,11 @@ class TestAllowed:
         # The direct call is there for good: nobody redirects.
         assert met(after(on("d", "direct")), *some[:2]) == {ORIG}
 
+    def test_refused_on_another_function(self) -> None:
+        both = toggle("ipmodify", F, OTHER)
+        assert met(after(on("d", "direct", OTHER)), both) == {ORIG}
+        assert met(State(), both, toggle("direct", OTHER)) == {ORIG, "ipmodify-0"}
+
     def test_fmod_ret_over_all(self) -> None:
         assert met(LIVEPATCHED, toggle("fmod_ret")) == {A, "fmod_ret-0"}
 

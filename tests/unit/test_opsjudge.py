@@ -206,6 +206,13 @@ class TestLivepatch:
         )
         assert (judge(*rows, by=[self.turn]) == []) is right
 
+    def test_disabled_twice(self) -> None:
+        off = Disable("t", wait=False)
+        some = [cycle("t", on("t", "livepatch"), off, off, Detach("t"))]
+        for error, right in ((INVALID, True), (errno.ENOENT, True), (0, False), (BUSY, False)):
+            rows = (0, 0, 0, 1.0, 1.1), (0, 1, 0, 2.0, 2.1), (0, 2, error, 3.0, 3.1)
+            assert (judge(*rows, (0, 3, 0, 4.0, 5.0), by=some) == []) is right
+
     def test_replaced(self) -> None:
         some = (
             toggle("livepatch-replace"),
