@@ -141,8 +141,8 @@ class Stir:
 
     def _start_hammer(self, name: str, by: str, fault: str) -> None:
         function = self._table[name]
-        if by == "user":
-            self._user.start(function, self._masks[name], fault)
+        if by != "kernel":
+            self._user.start(function, self._masks[name], fault, by)
             return
         path = function["path"] if function["trigger"] == "read" else ""
         error = self._hammers.start(name, path, self._masks[name], _FAULTS[fault])
@@ -234,7 +234,7 @@ class Stir:
         self._acts.finish_stir()
         throughout = self._throughout.end()
         threads = [(thread, "kernel") for thread in kernel]
-        threads += [(process, "user") for process in self._user.read()]
+        threads += [(process, process["by"]) for process in self._user.read()]
         return {
             "elapsed": round(elapsed, 3),
             "cpus": len(os.sched_getaffinity(0)),
