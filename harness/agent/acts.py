@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from . import abi, bpf, observe, system
 from .attachers import KMOD_KINDS, Attachment, Control, KmodAttachment, Outcome
@@ -13,6 +14,9 @@ from .links import BpfAttachment, Links, MultiAttachment
 from .livepatch import LivepatchAttachment, in_transition, livepatches
 from .observe import Counters
 from .tracers import TRACEFS, TRACERS, TracerAttachment, Tracing
+
+if TYPE_CHECKING:
+    from .stir import Stir
 
 
 class Acts:
@@ -41,6 +45,9 @@ class Acts:
         self._links: Optional[Links] = None
         self._tracing: Optional[Tracing] = None
         self._unloaded: set[str] = set()
+        self._lock = threading.Lock()
+        #: The stir step that is being done.
+        self.stir: Optional[Stir] = None
 
     def use_control(self, control: Control) -> None:
         """Gives the control module, once it is loaded."""
@@ -59,8 +66,12 @@ class Acts:
         return self._links is not None
 
     def act(self, act: dict[str, Any]) -> dict[str, Any]:
-        """Does one act; ``errno``, ``remark``, ``s`` that it took, and what was ``held``."""
-        method = getattr(self, "_do_" + str(act["do"]), None)
+        """Does one act; ``errno``, ``remark``, ``s`` that it took, what was ``held``, and of the
+        end of a stir step what was ``stirred``.
+
+        Threads can do acts at once, each with attachments of its own.
+        """
+        method = getattr(self, "_do_" + str(act["do"]).replace("-", "_"), None)
         if method is None:
             raise ValueError("no such act: %r" % act["do"])
         began = time.monotonic()
@@ -70,11 +81,90 @@ class Acts:
             "remark": outcome.remark,
             "s": round(time.monotonic() - began, 6),
             "held": outcome.held,
+            **({"stirred": outcome.stirred} if outcome.stirred is not None else {}),
         }
 
     def sites(self, functions: list[str]) -> dict[str, dict[str, Any]]:
         """The call site of each function: see Control.site."""
         return {name: self._module().site(name) for name in functions}
+
+    # --- while hammers and stirrers run -----------------------------------------------------
+
+    @property
+    def control(self) -> Control:
+        """The control module; raises ValueError before it is loaded."""
+        return self._module()
+
+    @property
+    def sources(self) -> list[Counters]:
+        """Whatever counts hits."""
+        return self._sources
+
+    def attachments(self) -> dict[str, Attachment]:
+        """What is attached, by its id."""
+        return dict(self._attached)
+
+    def present(self, act: dict[str, Any]) -> bool:
+        """Whether what the act makes, takes away or changes is there."""
+        if act["do"] in ("load", "unload"):
+            return system.module_loaded(act["module"])
+        return act["id"] in self._attached or act["id"] in self._caller.held()
+
+    def functions_of(self, act: dict[str, Any]) -> list[str]:
+        """The functions that an act is about, as far as it tells."""
+        if "functions" in act:
+            return list(act["functions"])
+        attachment = self._attached.get(act.get("id", ""))
+        return list(attachment.functions) if attachment else []
+
+    def begin_stir(
+        self, step: dict[str, Any], allowed: dict[str, list[str]], patience: Optional[float]
+    ) -> None:
+        """Starts the hammers and the stirrers of a stir step; see Stir."""
+        from .stir import Stir
+
+        if self.stir is not None:
+            raise ValueError("hammers are at work already")
+        patience = self._patience if patience is None else patience
+        self.stir = Stir(self, step, allowed, self._functions, patience)
+        try:
+            self.stir.start()
+        except BaseException:
+            self.stir = None
+            raise
+
+    def prepare_stir(self, steps: list[dict[str, Any]]) -> None:
+        """Makes ready for these acts of stirrers."""
+        unloads = any(step["do"] == "unload" for step in steps)
+        if unloads:
+            self._caller.close()
+        if any(step["do"] == "trace-all" or step.get("attacher") in TRACERS for step in steps):
+            self._traces()
+        if self._tracing is not None:
+            self._tracing.begin_stir(moving=unloads)
+
+    def finish_stir(self) -> None:
+        """As it was before prepare_stir."""
+        if self._tracing is not None:
+            self._tracing.end_stir()
+
+    def _do_stir_end(self, act: dict[str, Any]) -> Outcome:
+        if self.stir is None:
+            raise ValueError("no hammers are at work")
+        stir, self.stir = self.stir, None
+        return Outcome(0, stirred=stir.end())
+
+    def _do_trace_all(self, act: dict[str, Any]) -> Outcome:
+        return self._traces().everything(act["tracer"])
+
+    def _traces(self) -> Tracing:
+        with self._lock:
+            if self._tracing is None:
+                self._tracing = Tracing(self._functions)
+                self._sources.append(self._tracing)
+            return self._tracing
+
+    # --- the acts ---------------------------------------------------------------------------
 
     def _module(self) -> Control:
         if self._control is None:
@@ -118,10 +208,7 @@ class Acts:
             replace = kind == "livepatch-replace" or bool(act.get("replace"))
             return LivepatchAttachment(identity, kind, table, slot, replace)
         if kind in TRACERS:
-            if self._tracing is None:
-                self._tracing = Tracing(self._functions)
-                self._sources.append(self._tracing)
-            return TracerAttachment(identity, kind, functions, slot, self._tracing)
+            return TracerAttachment(identity, kind, functions, slot, self._traces())
         if kind in bpf.KINDS:
             return BpfAttachment(identity, kind, functions, slot, self._bpf())
         if kind == "kprobe-multi":
@@ -194,6 +281,9 @@ class Acts:
     def clean(self) -> list[str]:
         """Takes away whatever was left; what could not be removed, in words."""
         residue = []
+        if self.stir is not None:
+            stir, self.stir = self.stir, None
+            residue += stir.abort()
         if observe.ftrace_enabled() != 1:
             system.write(observe.FTRACE_ENABLED, "1")
         for name in self._caller.held():

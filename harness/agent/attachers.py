@@ -7,6 +7,7 @@ here expects an outcome.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import fcntl
 import os
@@ -49,13 +50,14 @@ class Outcome(NamedTuple):
 
     ``errno`` of the call that decided it, 0 for success; ``remark`` in words; ``done``:
     False where it succeeded and what follows from it did not happen in time; ``held``:
-    body and return value of a call that was let go.
+    body and return value of a call that was let go; ``stirred``: what a stir step gave.
     """
 
     errno: int
     remark: str = ""
     done: bool = True
     held: Optional[dict[str, Any]] = None
+    stirred: Optional[dict[str, Any]] = None
 
 
 class Attachment:
@@ -95,6 +97,11 @@ class Control:
         #: By number of the kind and slot.
         self.attached: dict[tuple[int, int], KmodAttachment] = {}
         self._buffer = ctypes.create_string_buffer(0)
+
+    @property
+    def fd(self) -> int:
+        """The device, opened."""
+        return self._fd
 
     def request(self, number: int, argument: Any) -> int:
         """An ioctl; its errno, 0 for success."""
@@ -162,6 +169,21 @@ class Control:
     def clear(self) -> None:
         """See observe.Counters."""
         self._read(reset=True)
+
+    def total(self, attachment: KmodAttachment) -> dict[str, Any]:
+        """``hits``, by all callers and of all its functions, and ``misses`` of an attachment;
+        of a direct one also ``via``: the hits by the number of its trampoline."""
+        hits, misses, via = 0, 0, collections.Counter[str]()
+        data = bytearray(self._read(False))
+        for stat in (abi.Stat * (len(data) // STAT.size)).from_buffer(data):
+            if self.attached[stat.kind, stat.slot] is attachment:
+                hits += int(stat.hits) + int(stat.others)
+                misses += int(stat.misses)
+                via += collections.Counter({str(n): int(c) for n, c in enumerate(stat.through)})
+        found: dict[str, Any] = {"hits": hits, "misses": misses}
+        if KMOD_KINDS[attachment.kind][0] == abi.KIND_DIRECT:
+            found["via"] = dict(via)
+        return found
 
     def seen(self) -> Iterator[Seen]:
         """See observe.Counters."""

@@ -12,6 +12,7 @@ import mmap
 import os
 import resource
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from . import abi, system
 from .btf import Btf
 
 # include/uapi/linux/bpf.h: enum bpf_cmd, bpf_prog_type, bpf_attach_type
-_MAP_CREATE, _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 0, 5, 17, 28
+_MAP_CREATE, _PROG_LOAD, _OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 0, 5, 15, 17, 28
 _MAP_TYPE_ARRAY, _F_MMAPABLE = 2, 1 << 10
 _PROG_TYPE_KPROBE, _PROG_TYPE_TRACING = 2, 26
 _ATTACH_TYPES = {"fentry": 24, "fexit": 25, "fmod_ret": 26, "kprobe-multi": 42}
@@ -40,6 +41,8 @@ _ZERO = bytes(NR_SEEN * _SEEN.size)
 
 #: struct bpf_insn: opcode, registers, offset, immediate value.
 _INSN = struct.Struct("<BBhi")
+#: Where struct bpf_prog_info has recursion_misses, since 5.12.
+_RECURSION_MISSES = 208
 _LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
 
 
@@ -74,6 +77,16 @@ class _ProgLoad(ctypes.Structure):
         ("debug_info", ctypes.c_uint32 * 9),
         ("attach_btf_id", ctypes.c_uint32),
         ("attach_btf_obj_fd", ctypes.c_uint32),
+    ]
+
+
+class _ObjGetInfo(ctypes.Structure):
+    """union bpf_attr of BPF_OBJ_GET_INFO_BY_FD"""
+
+    _fields_ = [
+        ("bpf_fd", ctypes.c_uint32),
+        ("info_len", ctypes.c_uint32),
+        ("info", ctypes.c_uint64),
     ]
 
 
@@ -194,6 +207,18 @@ def _load(code: bytes, kind: str, btf_id: int, btf_fd: int) -> tuple[int, str]:
     return fd, "; ".join(useful[-2:])
 
 
+def _missed(fd: int) -> int:
+    """How many calls of a program the kernel left out, for it was running on that CPU.
+
+    kernel/bpf/trampoline.c: bpf_prog_inc_misses_counter.
+    """
+    info = ctypes.create_string_buffer(_RECURSION_MISSES + 8)
+    attr = _ObjGetInfo(fd, len(info), ctypes.addressof(info))
+    if system.bpf(_OBJ_GET_INFO, attr) < 0 or attr.info_len < len(info):
+        return 0
+    return int.from_bytes(info.raw[_RECURSION_MISSES:], "little")
+
+
 class _Program:
     """A loaded program, the element that it counts in, and how many links it has."""
 
@@ -238,6 +263,8 @@ class Programs:
         self._free = list(range(NR_SEEN - 1, 0, -1))
         self._loaded: dict[tuple[str, str, int], _Program] = {}
         self._multi = -1
+        #: What other threads must not see half done: none of it is attached or detached in here.
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
         """Sets all counters to zero."""
@@ -250,17 +277,23 @@ class Programs:
     def attach(self, kind: str, name: str, slot: int) -> Link:
         """Attaches one of KINDS to one function."""
         key = (kind, name, slot)
-        if self._reload and key in self._loaded and not self._loaded[key].links:
-            self._drop(key)
-        if key not in self._loaded:
+        with self._lock:
+            program = self._loaded.get(key)
+            if self._reload and program and not program.links:
+                self._drop(key)
+                program = None
+            if program:
+                # Before it is attached, so that nobody lets go of it meanwhile.
+                program.links += 1
+        if not program:
             error, said = self._program(kind, name, slot)
             if error:
                 return Link(error, ("load: " + said).rstrip(": "))
-        program = self._loaded[key]
+            program = self._loaded[key]
         link = system.bpf(_RAW_TRACEPOINT_OPEN, _RawTracepointOpen(prog_fd=program.fd))
         if link < 0:
+            program.links -= 1
             return Link(-link, "attach")
-        program.links += 1
         return Link(0, "", link, (program.index,))
 
     def detach(self, kind: str, name: str, slot: int, link: Link) -> None:
@@ -270,12 +303,13 @@ class Programs:
 
     def attach_multi(self, addresses: Sequence[int]) -> Link:
         """Attaches the kprobe-multi program to functions: one link, an element for each."""
-        if self._multi < 0:
-            code = patched(self._code["kprobe_multi"], {TGID: os.getpid()}, self._map)
-            self._multi, said = _load(code, "kprobe-multi", 0, 0)
+        with self._lock:
             if self._multi < 0:
-                return Link(-self._multi, ("load: " + said).rstrip(": "))
-        elements = tuple(self._element() for _ in addresses)
+                code = patched(self._code["kprobe_multi"], {TGID: os.getpid()}, self._map)
+                self._multi, said = _load(code, "kprobe-multi", 0, 0)
+                if self._multi < 0:
+                    return Link(-self._multi, ("load: " + said).rstrip(": "))
+            elements = tuple(self._element() for _ in addresses)
         array = ctypes.c_uint64 * len(addresses)
         where, cookies = array(*addresses), array(*elements)
         attr = _LinkCreate(
@@ -296,35 +330,53 @@ class Programs:
         os.close(link.fd)
         self._free += link.elements
 
+    def missed(self, kind: str, name: str, slot: int) -> int:
+        """How many calls a program was not told, since it was loaded."""
+        return _missed(self._loaded[kind, name, slot].fd)
+
+    def missed_multi(self) -> int:
+        """How many calls the kprobe-multi program was not told."""
+        return _missed(self._multi)
+
     def forget(self, module: str) -> None:
         """Lets go of a module as far as nothing is attached: loaded programs hold it."""
-        for key, program in list(self._loaded.items()):
-            if self._functions[key[1]]["module"] == module and not program.links:
-                self._drop(key)
-        self._btf.forget(module)
+        with self._lock:
+            for key, program in list(self._loaded.items()):
+                if self._functions[key[1]]["module"] == module and not program.links:
+                    self._drop(key)
+            self._btf.forget(module)
 
     def _program(self, kind: str, name: str, slot: int) -> tuple[int, str]:
-        """Loads one; errno, and words where it is not 0."""
+        """Loads one, to be attached; errno, and words where it is not 0."""
         function = self._functions[name]
-        target = self._btf.find(name, function["module"])
-        if target is None:
-            return _ENOENT, "no BTF for the function"
-        btf_fd, btf_id = target
+        with self._lock:
+            target = self._btf.find(name, function["module"])
+            if target is None:
+                return _ENOENT, "no BTF for the function"
+            btf_fd, btf_id = target
+            # Its own, which stays open when another thread lets go of the module.
+            own = os.dup(btf_fd) if btf_fd else 0
+            index = self._element()
         symbol = _symbol(kind, function)
         if symbol not in self._code:
             # fmod_ret where the table says that it is refused: any program will do.
             symbol = _symbol("fentry", function)
-        index = self._element()
         numbers = {TGID: os.getpid(), INDEX: index}
         if kind == "fmod_ret":
             tag = abi.TAG_FMOD_RET + slot
             numbers[RETURNS] = tag if function["witnessed"] == "tag" else -(abi.ERRNO_BASE + tag)
         code = patched(self._code[symbol], numbers, self._map)
-        fd, said = _load(code, kind, btf_id, btf_fd)
+        try:
+            fd, said = _load(code, kind, btf_id, own)
+        finally:
+            if own:
+                os.close(own)
         if fd < 0:
             self._free.append(index)
             return -fd, said
-        self._loaded[kind, name, slot] = _Program(fd, index)
+        program = _Program(fd, index)
+        program.links = 1
+        self._loaded[kind, name, slot] = program
         return 0, ""
 
     def _element(self) -> int:

@@ -74,6 +74,8 @@ class Caller:
         self._route: Any = None
         self._generic: Any = None
         self._held: dict[str, Held] = {}
+        #: Stirrers may hold calls at once.
+        self._lock = threading.Lock()
         #: Arrays of calls that were needed before, with the checksums of their arguments.
         self._arrays: dict[tuple[Any, ...], tuple[Any, list[list[int]], list[int]]] = {}
 
@@ -86,8 +88,9 @@ class Caller:
     def prepare(self, names: list[str]) -> None:
         """Opens what the calls need, so that each call itself is one call."""
         triggers = {self._functions[name]["trigger"] for name in names}
-        if "ioctl" in triggers and self._funcs < 0 and os.path.exists(_DEVICE):
-            self._funcs = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        with self._lock:
+            if "ioctl" in triggers and self._funcs < 0 and os.path.exists(_DEVICE):
+                self._funcs = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         if "rtnl_getlink" in triggers and self._route is None:
             from pyroute2 import IPRoute  # type: ignore[import-not-found]
 

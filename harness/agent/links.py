@@ -89,6 +89,13 @@ class BpfAttachment(Attachment):
         for name, link in self._made.items():
             yield name, link.elements[0]
 
+    def total(self) -> dict[str, int]:
+        """``hits`` by all callers, and ``misses``, of all its functions."""
+        programs = self._links.programs
+        hits = sum(sum(programs.seen(element)[:2]) for _, element in self.elements())
+        missed = [programs.missed(self.kind, name, self.slot) for name in self._made]
+        return {"hits": hits, "misses": sum(missed)}
+
 
 class MultiAttachment(Attachment):
     """One kprobe-multi link on all its functions."""
@@ -124,3 +131,9 @@ class MultiAttachment(Attachment):
         """Each function with the element that its hits are counted in."""
         for index, name in enumerate(self.functions):
             yield name, self._made.elements[index]
+
+    def total(self) -> dict[str, int]:
+        """``hits`` by all callers, of all its functions, and ``misses`` of the program."""
+        programs = self._links.programs
+        hits = sum(sum(programs.seen(element)[:2]) for _, element in self.elements())
+        return {"hits": hits, "misses": programs.missed_multi()}

@@ -182,6 +182,33 @@ class Service:
         seen = {"sites": doer.sites(functions)} if sites else {}
         return {"results": results, **watched, **seen, **observer.observe(functions, context)}
 
+    def do_stir(
+        self,
+        step: dict[str, Any],
+        functions: list[str],
+        allowed: Optional[dict[str, list[str]]] = None,
+        patience: Optional[float] = None,
+    ) -> dict[str, Any]:
+        """Starts the hammers and the stirrers of a stir step, which go on after the reply.
+
+        ``allowed``: the bodies that calls of each function may meet; ``patience``: seconds
+        for one act of a stirrer, else as in hello.  The act ``stir-end`` ends it.
+        """
+        _, _, doer = self._parts()
+        doer.begin_stir(step, {**step.get("allowed", {}), **(allowed or {})}, patience)
+        return {"started": True}
+
+    def do_stirred(self, wait: float = 0.0) -> dict[str, Any]:
+        """How far the stir step is, after ``wait`` seconds or when it is over.
+
+        See Stir.progress.
+        """
+        _, observer, doer = self._parts()
+        if doer.stir is None:
+            raise ValueError("no hammers are at work")
+        observer.log.look()
+        return doer.stir.progress(wait)
+
     def do_observe(self, functions: list[str]) -> dict[str, Any]:
         """Observes without acting."""
         _, observer, _ = self._parts()

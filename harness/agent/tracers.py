@@ -8,11 +8,13 @@ emulation minutes.
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from . import system
 from .attachers import Attachment, Outcome, Seen
@@ -26,6 +28,7 @@ TRACERS = {
     "instance": "function",
 }
 _INSTANCE = "cohabit%d"
+_ALL = "instances/cohabit_all/"
 
 #: One call in a trace: the task's id and the function (kernel/trace/trace_output.c:
 #: trace_print_context, trace_fn_trace; trace_functions_graph.c: print_graph_entry with
@@ -67,18 +70,24 @@ class Numbers:
         self._modules = {f["module"] for f in functions.values() if f["module"]}
         self._path = tracefs + "available_filter_functions"
         self._loaded = modules
-        self._known: dict[str, int] = {}
-        self._valid_for: Optional[tuple[str, ...]] = None
+        #: The modules that the numbers are valid for, and the numbers; of one moment.
+        self._known: tuple[Optional[tuple[str, ...]], dict[str, int]] = (None, {})
+        #: Modules come and go at any time: only numbers that lie before them are known.
+        self.moving = False
 
     def of(self, names: Iterable[str]) -> dict[str, int]:
         """Numbers by name; those that ftrace doesn't know now are left out."""
-        order = self._order()
-        if order != self._valid_for:
+        order, (valid_for, known) = self._order(), self._known
+        if order != valid_for and not (self.moving and valid_for):
             lines = (system.read(self._path) or "").split("\n")
             numbers = {line: number for number, line in enumerate(lines, 1)}
-            self._known = {n: numbers[t] for n, t in self._titles.items() if t in numbers}
-            self._valid_for = order
-        return {name: self._known[name] for name in names if name in self._known}
+            known = {n: numbers[t] for n, t in self._titles.items() if t in numbers}
+            self._known = order, known
+        return {
+            name: known[name]
+            for name in names
+            if name in known and not (self.moving and self._titles[name] != name)
+        }
 
     def _order(self) -> tuple[str, ...]:
         """The modules in the order of loading, as far as they move our functions' records."""
@@ -92,6 +101,15 @@ class Numbers:
             if module in self._modules:
                 moving = tuple(order)
         return moving
+
+
+def _changed(change: Callable[[str], None], path: str) -> int:
+    """The errno of making or removing a directory."""
+    try:
+        change(path)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 class Instance:
@@ -206,20 +224,32 @@ class Instance:
 
 
 class Tracing:
-    """All of the kernel's traces that are ours to use; ``functions`` is the table of them."""
+    """All of the kernel's traces that are ours to use; ``functions`` is the table of them.
+
+    Threads can use it at once: one at a time the top, which is one object with one tracer.
+    """
 
     def __init__(self, functions: dict[str, dict[str, Any]]) -> None:
         self._numbers = Numbers(functions, TRACEFS, MODULES)
         self._instances: dict[str, Instance] = {}
+        self._top = threading.Lock()
+        #: Whether the top traces all functions.
+        self._top_all = False
+
+    def _locked(self, path: str) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if path else self._top
 
     def attach(self, user: TracerAttachment, path: str) -> Outcome:
         """Attaches in the instance of that path, which is made for its first user."""
+        with self._locked(path):
+            return self._attach(user, path)
+
+    def _attach(self, user: TracerAttachment, path: str) -> Outcome:
+        if self._top_all and not path:
+            return Outcome(errno.EBUSY, "the top traces all functions")
         if path not in self._instances:
-            if path:
-                try:
-                    os.mkdir(TRACEFS + path)
-                except OSError as error:
-                    return Outcome(error.errno or errno.EIO, "mkdir")
+            if path and (error := _changed(os.mkdir, TRACEFS + path)):
+                return Outcome(error, "mkdir")
             self._instances[path] = Instance(path, self._numbers)
         outcome = self._instances[path].attach(user)
         if outcome.errno:
@@ -228,21 +258,61 @@ class Tracing:
 
     def detach(self, user: TracerAttachment, path: str) -> Outcome:
         """Detaches, and removes an instance that nobody needs any more."""
-        outcome = self._instances[path].detach(user)
-        error = self._leave(path)
+        with self._locked(path):
+            outcome = self._instances[path].detach(user)
+            error = self._leave(path)
         return outcome if outcome.errno or not error else Outcome(error, "rmdir")
+
+    def everything(self, tracer: str) -> Outcome:
+        """Runs a tracer on all functions, in an instance of its own; ``nop``: no more.
+
+        What is called is not written down.  Where the kernel has function_graph for the top
+        only (kernel/trace/trace.c: trace_ok_for_array, before 6.12) it is that.
+        """
+        own = TRACEFS + _ALL
+        if tracer == "nop":
+            if self._top_all:
+                self._top_all = False
+                return Outcome(system.write(TRACEFS + "current_tracer", "nop"), "the top")
+            error = system.write(own + "current_tracer", "nop")
+            return Outcome(error or _changed(os.rmdir, own))
+        error = _changed(os.mkdir, own)
+        if error not in (0, errno.EEXIST):
+            return Outcome(error, "mkdir")
+        system.write(own + "tracing_on", "0")
+        error = system.write(own + "current_tracer", tracer)
+        if error:
+            _changed(os.rmdir, own)
+        if error != errno.EINVAL or tracer != "function_graph":
+            return Outcome(error)
+        with self._top:
+            if "" in self._instances:
+                return Outcome(error, "the top has a filter")
+            os.close(os.open(TRACEFS + "set_ftrace_filter", os.O_WRONLY | os.O_TRUNC))
+            error = system.write(TRACEFS + "current_tracer", tracer)
+            self._top_all = not error
+        return Outcome(error, "the top")
+
+    def begin_stir(self, moving: bool) -> None:
+        """From now on nothing is written down; ``moving``: the functions' module comes and goes."""
+        self._numbers.of(())
+        self._numbers.moving = moving
+        self._record("0")
+
+    def end_stir(self) -> None:
+        """All is as before."""
+        self._numbers.moving = False
+        self._record("1")
+
+    def _record(self, on: str) -> None:
+        for path in {"", *self._instances}:
+            system.write(TRACEFS + path + "tracing_on", on)
 
     def _leave(self, path: str) -> int:
         if self._instances[path].users:
             return 0
         del self._instances[path]
-        if not path:
-            return 0
-        try:
-            os.rmdir(TRACEFS + path)
-        except OSError as error:
-            return error.errno or errno.EIO
-        return 0
+        return _changed(os.rmdir, TRACEFS + path) if path else 0
 
     def reset(self) -> list[str]:
         """Removes what is left of ours when nobody needs it; what could not be removed."""
