@@ -205,7 +205,11 @@ def repeat_command(model: RunModel, kernel: str, name: str) -> str:
     ]
     what = files if files and name not in _catalogue() else [name]
     asked = model.kernel_of(kernel)
-    command = ["cohabit", "run", "--kernel", asked.reference, *asked.options, *what]
+    # A tree with a series on top is called so; --series is among the options.
+    reference = asked.reference
+    if "--series" in asked.options:
+        reference = reference.partition(" with ")[0]
+    command = ["cohabit", "run", "--kernel", reference, *asked.options, *what]
     if name in _stirring() or (files and name not in _catalogue()):
         command += _overridden(argv)
     return shlex.join(command)

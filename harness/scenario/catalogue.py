@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from harness.errors import UsageError
 
-from . import consistency, matrix, reach, singular
+from . import consistency, load, matrix, races, reach, singular
 from .functions import FUNCTIONS
 from .steps import ANY, Scenario
 
@@ -80,6 +80,8 @@ def _endings_last(scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
 #: a VM of its own.
 BESIDE: dict[str, Callable[[], Iterable[Scenario]]] = {
     "consistency": consistency.scenarios,
+    "races": races.scenarios,
+    "load": load.scenarios,
 }
 
 #: Whole sets, by a name that no scenario has.

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .steps import Step
 
-#: What can be hammered: by a kernel thread on each CPU, by a process on each CPU.
+#: What can be hammered: by a kernel thread on each CPU, by a process on each CPU, or by
+#: processes that each call once, forked by one on each CPU.
 HAMMERED: dict[str, tuple[str, ...]] = {
     "kernel": ("cohabit_hot", "cmdline_proc_show", "version_proc_show"),
     "user": (
@@ -23,6 +24,7 @@ HAMMERED: dict[str, tuple[str, ...]] = {
         "ctrl_getfamily",
         "security_task_getpgid",
     ),
+    "fork": ("cmdline_proc_show", "security_task_getpgid"),
 }
 
 #: Tracers that can be put on all functions; ``nop`` takes them off again.
@@ -53,7 +55,7 @@ class TraceAll:
 
 @dataclass(frozen=True)
 class Hammer:
-    """Calls ``function`` as fast as it can, on each CPU: ``by`` the ``kernel`` or a ``user``."""
+    """Calls ``function`` as fast as it can, on each CPU: ``by`` is one of HAMMERED."""
 
     function: str
     by: str
