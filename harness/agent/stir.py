@@ -113,7 +113,9 @@ class Stir:
         work = Work(acts.act, acts.present, self._allow, self._log, patience)
         seed = int(step.get("seed", 0))
         self._stirrers = [
-            Stirrer(number, stirrer["name"], stirrer["steps"], seed, work)
+            Stirrer(
+                number, stirrer["name"], stirrer["steps"], seed, work, float(stirrer.get("rest", 0))
+            )
             for number, stirrer in enumerate(step.get("stirrers", []))
         ]
         self._patience = patience

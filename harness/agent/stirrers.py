@@ -67,14 +67,21 @@ def _about(step: dict[str, Any]) -> Optional[str]:
 
 
 class Stirrer:
-    """One of them; ``steps`` are the acts of its cycle.
+    """One of them; ``steps`` are the acts of its cycle, after each of which it rests: ``rest``
+    times as long as the cycle took, so that others get a lock that it would have again.
 
     ``rounds`` counts whole cycles; ``outcomes`` how often each step gave each errno;
     ``trouble``, in words, is why it ended before it was told to, or what it left.
     """
 
     def __init__(
-        self, number: int, name: str, steps: list[dict[str, Any]], seed: int, work: Work
+        self,
+        number: int,
+        name: str,
+        steps: list[dict[str, Any]],
+        seed: int,
+        work: Work,
+        rest: float = 0.0,
     ) -> None:
         self.name = name
         self.rounds = 0
@@ -83,6 +90,7 @@ class Stirrer:
         self._number = number
         self._steps = steps
         self._work = work
+        self._rest = rest
         self._pauses = pauses(seed, name)
         self._stop = threading.Event()
         #: What the cycle is about, in the reverse of the order of its making: a step that is
@@ -124,8 +132,11 @@ class Stirrer:
                 if (key := _about(step)) is not None:
                     self._first[key] = step, self._work.present(step)
             while not self._stop.is_set() and not self.trouble:
+                began = time.monotonic()
                 self._cycle()
                 self.rounds += 1
+                if self._rest:
+                    self._stop.wait(self._rest * (time.monotonic() - began))
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             self.trouble = "%s: %s (%s:%d)" % (

@@ -48,6 +48,7 @@ def agents_form(state: State, stir: Stir, profile: Profile) -> dict[str, Any]:
     stirrers = [
         {
             "name": stirrer.name,
+            "rest": stirrer.rest,
             "steps": [
                 {**_act(step, slots), **_phase(phase)}
                 for step, phase in zip(stirrer.steps, steps, strict=True)

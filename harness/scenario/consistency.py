@@ -45,6 +45,8 @@ _ANCHOR = "version_proc_show"
 _CPUS = 2
 #: Rounds of what takes long by itself: a transition, a tracer on all functions.
 _ROUNDS, _ROUNDS_OF_ALL = 5, 2
+#: And how much longer it rests than it takes, so that the number of patches can be reached.
+_REST = 3
 _WIDE_US, _WIDE_PATCHES = 2000, 500
 _BESIDE = "function-tracer"
 
@@ -65,6 +67,11 @@ def _anchor(tracer: str) -> Attach:
 def _toggle(function: str, tracer: str = _BESIDE) -> Stirrer:
     """The tracer goes to the function and leaves it; it never stops."""
     return _cycle(tracer, Attach("t", tracer, (function,)), Detach("t"))
+
+
+def _trace_all(name: str, tracer: str) -> Stirrer:
+    """A tracer on all functions: tens of thousands of call sites, under one lock."""
+    return Stirrer(name, (TraceAll(tracer), TraceAll("nop")), rest=_REST)
 
 
 def _scenario(
@@ -106,11 +113,10 @@ def _tracers() -> Iterator[Scenario]:
                 function,
             )
     for function, stays in _places():
-        on, off = TraceAll("function"), TraceAll("nop")
         yield _scenario(
             f"function-tracer-all/{stays}",
             (_anchor(_BESIDE), _stay(stays, function)),
-            (_toggle(function), _cycle("function-tracer-all", on, off)),
+            (_toggle(function), _trace_all("function-tracer-all", "function")),
             function,
             _ROUNDS_OF_ALL,
         )
@@ -121,7 +127,7 @@ def _tracers() -> Iterator[Scenario]:
             (_stay(stays, function),),
             (
                 _on_and_off("ops", function),
-                _cycle("function-graph-all", TraceAll("function_graph"), off),
+                _trace_all("function-graph-all", "function_graph"),
             ),
             function,
             _ROUNDS_OF_ALL,
@@ -254,7 +260,7 @@ def _everything() -> Scenario:
     )
     stirrers = (
         _toggle(HOT),
-        _cycle("function-tracer-all", TraceAll("function"), TraceAll("nop")),
+        _trace_all("function-tracer-all", "function"),
         _cycle("ops", Attach("o", "ops", (HOT,)), Detach("o")),
         _cycle("kprobe", Attach("k", "kprobe", (HOT,)), Detach("k")),
         _cycle(

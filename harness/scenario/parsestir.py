@@ -123,7 +123,7 @@ def _stirrer(data: Data, step: Callable[[object], Step]) -> Stirrer:
     for one in found:
         if not isinstance(one, _STEPS):
             raise UsageError(f"a stirrer cannot do this: {one}")
-    return Stirrer(text(data, "name"), found)
+    return Stirrer(text(data, "name"), found, number(data, "rest", 0))
 
 
 def _step(data: object, step: Callable[[object], Step]) -> Step | TraceAll:

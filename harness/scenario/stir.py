@@ -67,14 +67,20 @@ class Hammer:
 
 @dataclass(frozen=True)
 class Stirrer:
-    """Repeats ``steps`` from the first to the last; the last leaves all as it was."""
+    """Repeats ``steps`` from the first to the last; the last leaves all as it was.
+
+    ``rest``: after each cycle it rests so many times as long as that took; who holds a lock
+    for seconds leaves the others none otherwise.
+    """
 
     name: str
     steps: tuple[Step | TraceAll, ...]
+    rest: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As in the step object."""
-        return {"name": self.name, "steps": [step.to_json() for step in self.steps]}
+        steps = [step.to_json() for step in self.steps]
+        return {"name": self.name, "steps": steps, **({"rest": self.rest} if self.rest else {})}
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ GOOD: dict[str, Any] = {
                 },
                 {
                     "name": "all",
+                    "rest": 2,
                     "steps": [
                         {"do": "trace-all", "tracer": "function"},
                         {"do": "trace-all", "tracer": "nop"},
@@ -145,6 +146,7 @@ BAD: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("cannot be hammered by user", lambda d: _stir(d)["hammers"][0].update(by="user")),
     ("two stirrers are called", lambda d: _stir(d)["stirrers"][1].update(name="ops")),
     ("needs steps", lambda d: _stir(d)["stirrers"][0].update(steps=[])),
+    ("'rest' is a whole number", lambda d: _stir(d)["stirrers"][0].update(rest=0.5)),
     ("needs 'name'", lambda d: _stir(d)["stirrers"][0].pop("name")),
     ("no tracer 'x'", lambda d: _stir(d)["stirrers"][2]["steps"][0].update(tracer="x")),
     ("does not end where it begins: 'o' is attached", lambda d: _steps(d, 0).pop()),
