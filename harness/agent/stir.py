@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import errno
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -120,6 +123,8 @@ class Stir:
         ]
         self._patience = patience
         self._began = 0.0
+        #: What SIGTERM does otherwise.
+        self._handler: Any = signal.SIG_DFL
         self._stopped: Optional[float] = None
         self._throughout = Throughout(acts)
         self._site = Site(self._hammers, self._names[0] if self._names else None)
@@ -127,6 +132,7 @@ class Stir:
     def start(self) -> None:
         """Starts the hammers, then the stirrers.  Raises where it can't; then all is ended."""
         try:
+            self._at_exit()
             self._acts.prepare_stir(
                 [s for one in self._step.get("stirrers", []) for s in one["steps"]]
             )
@@ -134,12 +140,25 @@ class Stir:
             self._began = time.monotonic()
             for number, (name, by) in enumerate(self._wanted):
                 self._start_hammer(name, by, self._fault if number == 0 else "")
+            # However short it is: each of them makes a call.  One that can't is in the result.
+            for name, by in self._wanted:
+                (self._user if by == "user" else self._hammers).allow(name, self._masks[name])
             self._site.begin(int(self._step.get("widen_us", 0)))
             for stirrer in self._stirrers:
                 stirrer.start()
         except BaseException:
             self.abort()
             raise
+
+    def _at_exit(self) -> None:
+        """The kernel's hammers would outlive us."""
+        atexit.register(self.abort)
+        self._handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    def _ended(self) -> None:
+        self._acts.finish_stir()
+        atexit.unregister(self.abort)
+        signal.signal(signal.SIGTERM, self._handler)
 
     def _start_hammer(self, name: str, by: str, fault: str) -> None:
         function = self._table[name]
@@ -164,7 +183,8 @@ class Stir:
     def progress(self, wait: float) -> dict[str, Any]:
         """What was done since the last time, after ``wait`` seconds or when it is over.
 
-        ``over`` also says that each stirrer has come to the end of its cycle.
+        ``over`` also says that each stirrer has come to the end of its cycle; ``stuck``, if it
+        is there, has words for each that has not, long after it should have.
         """
         deadline = time.monotonic() + wait
         while True:
@@ -173,7 +193,7 @@ class Stir:
             if over or time.monotonic() >= deadline:
                 break
             time.sleep(min(_LOOK, max(0.0, deadline - time.monotonic())))
-        stuck = [] if self._stopped is None else [s.name for s in self._stirrers if s.stuck()]
+        stuck = {s.name: s.stuck() for s in self._stirrers if s.stuck()}
         return {
             "over": over,
             "calls": self._calls(),
@@ -232,7 +252,7 @@ class Stir:
         # No call is made from here on.
         kernel = self._hammers.read(stop=True)
         window = self._site.end()
-        self._acts.finish_stir()
+        self._ended()
         throughout = self._throughout.end()
         threads = [(thread, "kernel") for thread in kernel]
         threads += [(process, process["by"]) for process in self._user.read()]
@@ -263,7 +283,7 @@ class Stir:
         for stirrer in self._stirrers:
             if not stirrer.join(self._patience):
                 residue.append("stirrer %s: %s" % (stirrer.name, stirrer.stuck() or "goes on"))
-        self._acts.finish_stir()
+        self._ended()
         return residue
 
 

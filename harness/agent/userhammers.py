@@ -49,6 +49,8 @@ _FAILED = 1 << 32
 
 #: Equal calls that are counted at once.
 BATCH = 32
+#: A deliberate fault happens once in so many calls (kmods/hammer.c).
+FAULT_EVERY = 1000
 #: Seconds that a process has for ending, or for taking over what is allowed.
 PATIENCE = 10.0
 #: The priority: stirrers and the kernel's own hammers come first.
@@ -162,21 +164,17 @@ class Tally:
     def right(self, tag: int, times: int) -> None:
         """Counts calls that are as the last one, which was right."""
         self._words[CALLS] += times
-        if self._fault == "counter":
-            self._fault, times = "", times - 1
         self._words[BODIES + tag] += times
 
     def judge(self, judged: Judged, answer: object) -> bool:
         """Counts one call; whether it was right."""
         tag, kind = judged
         words = self._words
-        if self._fault == "body" and tag is not None and words[CALLS]:
-            self._fault, kind = "", abi.WRONG_BODY
+        fault = self._fault if words[CALLS] % FAULT_EVERY == FAULT_EVERY - 1 else ""
         if tag is not None:
-            kind = self._looked_at(tag) if kind is None else kind
-            lost = self._fault == "counter"
-            words[BODIES + tag] += 0 if lost else 1
-            self._fault = "" if lost else self._fault
+            if kind is None:
+                kind = abi.WRONG_BODY if fault == "body" else self._looked_at(tag)
+            words[BODIES + tag] += 0 if fault == "counter" else 1
         words[CALLS] += 1
         if kind is None:
             return True
@@ -243,7 +241,8 @@ def hammer(words: Any, call: Callable[[], Any], judge: Callable[[Any], Judged], 
             same = 0
         judged = judge(answer)
         usual = None
-        if tally.judge(judged, answer) and judged.tag is not None:
+        # A faulty one looks at each call.
+        if tally.judge(judged, answer) and judged.tag is not None and not fault:
             usual, tag = answer, judged.tag
 
 

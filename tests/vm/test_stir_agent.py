@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,7 +135,7 @@ def test_under_a_livepatch(clean: Guest) -> None:
     seen = clean.act("attach", "p", attacher="livepatch", functions=FUNCTIONS, slot=0)
     assert {seen["calls"][f]["body"] for f in FUNCTIONS} == {"livepatch-a"}
     stirred = clean.stir(
-        dict.fromkeys(FUNCTIONS, ["livepatch-a"]),
+        {f: ["livepatch-a"] for f in FUNCTIONS},
         hammers=ALL,
         stirrers=[cycle("ft", "function-tracer", FUNCTIONS, 0), cycle("o", "ops", FUNCTIONS, 1)],
         calls=50_000, patches=10, rounds=4,
@@ -193,23 +192,24 @@ def test_what_stays_attached_misses_no_call(clean: Guest) -> None:
 
 
 def test_the_bodies_follow_the_steps(clean: Guest) -> None:
-    """A livepatch that comes and goes: both bodies on the way, only one before and after."""
-    both, new = ["original", "livepatch-b"], ["livepatch-b"]
-    steps = cycle("p", "livepatch", [CMDLINE], 1)["steps"]
+    """Both bodies on the way, only one before and after."""
+    both, new = ["original", "ipmodify-1"], ["ipmodify-1"]
+    steps = cycle("i", "ipmodify", FUNCTIONS, 1)["steps"]
     steps[0].update(during=[*both, "monotonic"], after=new)
     steps[1].update(during=[*both, "monotonic"], after=["original"])
-    stirred = clean.stir(
-        hammers=[hammer(CMDLINE, "user")], stirrers=[{"name": "p", "steps": steps}]
-    )
+    stirred = clean.stir(hammers=ALL, stirrers=[{"name": "i", "steps": steps}], rounds=5)
     assert_right(stirred, set(both))
     # Without a word of it, the same is wrong, and said to be.
-    steps = cycle("p", "livepatch", [CMDLINE], 1)["steps"]
-    stirred = clean.stir(
-        hammers=[hammer(CMDLINE, "user")], stirrers=[{"name": "p", "steps": steps}]
-    )
+    stirred = clean.stir(hammers=ALL, stirrers=[cycle("i", "ipmodify", FUNCTIONS, 1)])
+    seen = {}
     for found in stirred["hammers"]:
-        assert found["wrong"] == {"body": found["bodies"]["livepatch-b"]}
-        assert found["first"]["seen"] == "cohabit: livepatch-b\n"
+        assert found["wrong"] == {"body": found["bodies"]["ipmodify-1"]}
+        assert found["bodies"].keys() == set(both)
+        assert found["first"]["kind"] == "body"
+        assert found["first"]["cpu"] == found["cpu"]
+        seen[found["function"], found["by"]] = found["first"]["seen"]
+    assert seen[CMDLINE, "user"] == "cohabit: ipmodify-1\n"
+    assert {seen[f, "kernel"].partition(",")[0] for f in FUNCTIONS} == {"ipmodify-1"}
 
 
 def test_the_widened_window(clean: Guest) -> None:
