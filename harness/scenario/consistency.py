@@ -166,10 +166,11 @@ def _direct() -> Iterator[Scenario]:
         yield _scenario(
             "direct-modify/direct", (Attach("d", "direct", (function,)),), (modify,), function
         )
+        # Here ftrace_caller goes to the trampoline, and to modify it patches nothing.
         yield _scenario(
             "direct-modify/livepatch",
             (_stay("livepatch", function), Attach("d", "direct-share", (function,))),
-            (modify,),
+            (modify, _on_and_off("kprobe", function)),
             function,
         )
 
