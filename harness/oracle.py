@@ -43,7 +43,7 @@ class Observation:
     records; ``findings`` the titles of the reports among them; ``held`` the body
     that a call which was let go went through; ``watched`` the texts of the registry
     that were read while the step was done; ``sites``: the functions' call sites, where
-    they were looked at.
+    they were looked at; ``stirred``: what came of a ``stir`` (harness/consistency.py).
     """
 
     errno: int
@@ -59,6 +59,7 @@ class Observation:
     held: str | None = None
     watched: Sequence[Registry] = ()
     sites: Mapping[str, Site] = field(default_factory=dict)
+    stirred: Mapping[str, Any] | None = None
 
     def record(self, function: str) -> Record | None:
         """The function's record in enabled_functions."""
@@ -94,6 +95,7 @@ class Observation:
             "sysctl": {"kernel.ftrace_enabled": self.ftrace_enabled},
             **({"held": {"body": self.held}} if self.held else {}),
             **({"site": {f: s.to_json() for f, s in self.sites.items()}} if self.sites else {}),
+            **({"stirred": dict(self.stirred)} if self.stirred is not None else {}),
         }
 
 

@@ -69,10 +69,10 @@
 #endif
 
 /*
- * A busy kernel thread lets a livepatch's transition have it. 6.4 (e3ff7c609f39):
- * it goes over in cond_resched(); 6.16 (676e8cf70cb0): in schedule(), which does it
- * for the releases between, too. Before, it must not be running when the kernel
- * looks, once a second.
+ * A busy kernel thread lets a livepatch's transition have it; called beside a
+ * cond_resched(), which is all that it takes from 6.4 (e3ff7c609f39) to 6.15. Then
+ * schedule() has it, where the thread could be frozen. Before, it must not be running
+ * when the kernel looks, once a second.
  */
 static inline void cohabit_let_livepatch(void)
 {
@@ -81,8 +81,9 @@ static inline void cohabit_let_livepatch(void)
 		return;
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
 	schedule_timeout_idle(1);
-#else
-	schedule();
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+	set_current_state(TASK_IDLE | TASK_FREEZABLE);
+	schedule_timeout(1);
 #endif
 #endif
 }

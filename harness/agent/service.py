@@ -203,9 +203,10 @@ class Service:
 
         See Stir.progress.
         """
-        _, _, doer = self._parts()
+        _, observer, doer = self._parts()
         if doer.stir is None:
             raise ValueError("no hammers are at work")
+        observer.log.look()
         return doer.stir.progress(wait)
 
     def do_observe(self, functions: list[str]) -> dict[str, Any]:

@@ -162,8 +162,8 @@ class Stir:
 
     def _start_hammer(self, name: str, by: str, fault: str) -> None:
         function = self._table[name]
-        if by == "user":
-            self._user.start(function, self._masks[name], fault)
+        if by != "kernel":
+            self._user.start(function, self._masks[name], fault, by)
             return
         path = function["path"] if function["trigger"] == "read" else ""
         error = self._hammers.start(name, path, self._masks[name], _FAULTS[fault])
@@ -224,7 +224,8 @@ class Stir:
         return time.monotonic() - self._began
 
     def _calls(self) -> int:
-        kernel = self._hammers.read(stop=False) if "kernel" in dict(self._wanted).values() else []
+        by_kernel = any(by == "kernel" for _, by in self._wanted)
+        kernel = self._hammers.read(stop=False) if by_kernel else []
         return sum(int(thread["calls"]) for thread in [*kernel, *self._user.read()])
 
     def _take(self) -> list[list[Any]]:
@@ -255,7 +256,7 @@ class Stir:
         self._ended()
         throughout = self._throughout.end()
         threads = [(thread, "kernel") for thread in kernel]
-        threads += [(process, "user") for process in self._user.read()]
+        threads += [(process, process["by"]) for process in self._user.read()]
         return {
             "elapsed": round(elapsed, 3),
             "cpus": len(os.sched_getaffinity(0)),

@@ -151,16 +151,22 @@ class KernelLog:
         self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.lseek(self._fd, 0, os.SEEK_END)
         self._next: Optional[int] = None
+        self._records: list[dict[str, object]] = []
         self.complete = True
 
     def take(self) -> list[dict[str, object]]:
         """Records since the last call: ``level`` (0-7), ``t`` (seconds), ``text``."""
-        records: list[dict[str, object]] = []
+        self.look()
+        records, self._records = self._records, []
+        return records
+
+    def look(self) -> None:
+        """Reads what there is and keeps it for ``take``: the kernel keeps a few thousand."""
         while True:
             try:
                 raw = os.read(self._fd, 16384)
             except BlockingIOError:
-                return records
+                return
             except BrokenPipeError:
                 self.complete = False
                 continue
@@ -171,7 +177,7 @@ class KernelLog:
             if self._next is not None and sequence != self._next:
                 self.complete = False
             self._next = sequence + 1
-            records.append(
+            self._records.append(
                 {
                     "level": int(fields[0]) & 7,
                     "t": int(fields[2]) / 1e6,

@@ -24,6 +24,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from . import abi, system
 from .calls import TEXT_PREFIX
+from .forked import Forked
 
 #: In the order of enum cohabit_wrong.
 WRONGS = ("body", "back", "args", "none", "several", "result")
@@ -294,7 +295,9 @@ def _close_inherited() -> None:
                 os.close(int(name))
 
 
-def _child(words: Any, function: dict[str, Any], cpu: int, fault: str, parent: int) -> None:
+def _child(
+    words: Any, function: dict[str, Any], cpu: int, fault: str, parent: int, forks: bool
+) -> None:
     """What the process does; never returns."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -307,12 +310,16 @@ def _child(words: Any, function: dict[str, Any], cpu: int, fault: str, parent: i
         os.sched_setaffinity(0, {cpu})
         os.nice(_NICE)
         call, judge = ways(function)
+        if forks:
+            call = Forked(call)
         if fault == "stall":
             while words[GENERATION] != STOP:
                 words[SEEN] = words[GENERATION]
                 time.sleep(system.POLL)
         else:
             hammer(words, call, judge, fault)
+        if isinstance(call, Forked):
+            call.close()
         os._exit(0)
     except BaseException as error:
         note(words, _FAILED, ("%s: %s" % (type(error).__name__, error)).encode())
@@ -323,9 +330,10 @@ def _child(words: Any, function: dict[str, Any], cpu: int, fault: str, parent: i
 class _Process:
     """One of them, as the agent sees it."""
 
-    def __init__(self, function: str, cpu: int) -> None:
+    def __init__(self, function: str, cpu: int, by: str) -> None:
         self.function = function
         self.cpu = cpu
+        self.by = by
         self.words: Any = memoryview(mmap.mmap(-1, WORDS * 8)).cast("Q")
         self.pid = 0
         #: Its status as waitpid(2) has it, once it has ended.
@@ -358,6 +366,7 @@ class _Process:
             }
         found: dict[str, Any] = {
             "function": self.function,
+            "by": self.by,
             "cpu": self.cpu,
             "calls": int(words[CALLS]),
             "bodies": {t: int(words[BODIES + t]) for t in range(abi.TAGS) if words[BODIES + t]},
@@ -378,8 +387,11 @@ class UserHammers:
         self._processes: list[_Process] = []
         self._generation = 0
 
-    def start(self, function: dict[str, Any], allowed: int, fault: str = "") -> None:
-        """Starts one process on each CPU, for a function of the table.
+    def start(
+        self, function: dict[str, Any], allowed: int, fault: str = "", by: str = "user"
+    ) -> None:
+        """Starts one process on each CPU, for a function of the table; ``by`` ``fork``: one
+        that forks another for each call.
 
         ``allowed``: what it may see, as ``mask`` has it; ``fault``: what one of them does
         wrong on purpose (``body``, ``counter``, ``stall``).  Raises OSError.
@@ -388,7 +400,7 @@ class UserHammers:
         self._generation += 1
         cpus = sorted(os.sched_getaffinity(0))
         for cpu in cpus:
-            process = _Process(function["name"], cpu)
+            process = _Process(function["name"], cpu, by)
             process.words[ALLOWED] = allowed
             process.words[GENERATION] = self._generation
             # As the kernel's: the last one stalls, the first one miscounts.
@@ -398,7 +410,7 @@ class UserHammers:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.pid = os.fork()
             if process.pid == 0:
-                _child(process.words, function, cpu, wrong, parent)
+                _child(process.words, function, cpu, wrong, parent, by == "fork")
             self._processes.append(process)
 
     def allow(self, function: str, allowed: int, patience: float = PATIENCE) -> int:
@@ -425,7 +437,7 @@ class UserHammers:
         return 0
 
     def read(self) -> list[dict[str, Any]]:
-        """Of each process: ``function``, ``cpu``, ``calls``, ``bodies`` (by tag), ``wrong``
+        """Of each process: ``function``, ``by``, ``cpu``, ``calls``, ``bodies`` (by tag), ``wrong``
         (by kind, in the order of WRONGS), ``first``: the first wrong call or None, and
         ``failed``, in words, where it did not end by itself.
         """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.arch import X86_64
 from harness.errors import CohabitError, InfraError, UsageError
-from harness.kernels import mutantfile, series, trees
+from harness.kernels import build, mutantfile, series, trees
 from harness.kernels.model import Kernel
 from harness.kernels.mutantfile import Mutant
 from harness.kernels.store import Store
@@ -25,7 +25,9 @@ from harness.report.views import HARMLESS, NO_RESULT
 from harness.report.words import brief, duration, plural
 from harness.run.template import KIND, image_digest
 from harness.scenario import catalogue
+from harness.scenario.steps import Scenario
 
+from . import stirring
 from .run import add_run_options, check_options, run_once
 from .setup import REPOSITORY, Setup, add_machine_options, add_tree_options, say
 
@@ -37,6 +39,7 @@ EXAMPLES = """examples:
   cohabit mutants 'two-*' modified-*      some, by name
   cohabit mutants --list                  what there is, and what should notice it
   cohabit mutants --arch arm64            those that break a kernel for arm64
+  cohabit mutants --races --seed 2        those that only tasks at the same time can notice
 """
 
 
@@ -52,6 +55,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="MUTANT", help="names or globs")
+    parser.add_argument(
+        "--races", action="store_true",
+        help="those that need tasks at work at the same time: minutes each; else only by name",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="only list them")
     parser.add_argument(
         "--tree", default=DEFAULT_TREE, metavar="REF",
@@ -59,6 +66,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome as JSON too")
     add_run_options(parser.add_argument_group("running"))
+    stirring.add_options(parser)
     add_tree_options(parser)
     add_machine_options(parser)
     # A snapshot of a kernel that is run once or twice does not pay.
@@ -67,17 +75,20 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: ``state`` is one of _STATES."""
+    """What became of a mutant: ``state`` is one of _STATES; ``seed``: of the scenario that
+    noticed, None where that has none."""
 
     name: str
     state: str
     by: str = ""
     witness: str = ""
     record: str = ""
+    seed: int | None = None
 
     def line(self) -> str:
         """The outcome in a line."""
-        why = f" by {self.by}: {self.witness}" if self.by else f": {self.witness}"
+        seed = "" if self.seed is None else f" (seed {self.seed})"
+        why = f" by {self.by}{seed}: {self.witness}" if self.by else f": {self.witness}"
         return f"{self.state:10} {self.name}{why if self.witness else ''}"
 
 
@@ -85,16 +96,21 @@ def run(args: argparse.Namespace) -> int:
     """The command; 0 if every mutant that is not equivalent was killed."""
     mutants = mutantfile.read(MUTANTS)
     if args.list:
-        for mutant in select(mutants, args.names, [arch.name for arch in args.arches]):
-            what = " ".join(mutant.rules) or mutant.bug
+        arches = [arch.name for arch in args.arches]
+        # A list costs nothing.
+        races = None if not args.races else True
+        for mutant in select(mutants, args.names, arches, races):
+            what = " ".join(mutant.rules) or mutant.bug or mutant.race
             print(f"{mutant.name}: {what}{' (equivalent)' if mutant.equivalent else ''}")
             if mutant.arches != (X86_64.name,):
                 print(f"  of {' '.join(mutant.arches)}")
+            if mutant.flavour:
+                print(f"  on a kernel of flavour {mutant.flavour}")
             print(f"  {' '.join(mutant.scenarios)}\n  {mutant.expect}")
         return 0
     check_options(args)
     setup = Setup.of(args)
-    chosen = select(mutants, args.names, [setup.arch.name])
+    chosen = select(mutants, args.names, [setup.arch.name], args.races)
     tree = trees.resolve(args.tree, setup.store, say)
     begun = time.monotonic()
     green(setup, tree, chosen, args)
@@ -126,11 +142,15 @@ _STATES = ("killed", "survived", "equivalent", "not built", "no result")
 
 
 def select(
-    mutants: Sequence[Mutant], globs: Sequence[str], arches: Sequence[str] = ()
+    mutants: Sequence[Mutant],
+    globs: Sequence[str],
+    arches: Sequence[str] = (),
+    races: bool | None = None,
 ) -> list[Mutant]:
     """Those of these names that break one of these architectures; all for no name and no one.
 
-    Raises UsageError for a name that none of them has.
+    ``races``: of all only those that are races, or only those that are not.  Raises
+    UsageError for a name that none of them has.
     """
     there = [m for m in mutants if not arches or set(arches) & set(m.arches)]
     where = f" for {' or '.join(arches)}" if arches else ""
@@ -139,27 +159,46 @@ def select(
             raise UsageError(
                 f"no mutant{where} is called {glob!r}", "`cohabit mutants --list` names them"
             )
-    return [m for m in there if not globs or any(fnmatch.fnmatchcase(m.name, g) for g in globs)]
+    if not globs:
+        return [m for m in there if races is None or bool(m.race) is races]
+    return [m for m in there if any(fnmatch.fnmatchcase(m.name, g) for g in globs)]
+
+
+def options_of(setup: Setup, mutant: Mutant) -> build.Options:
+    """How its kernel is built: of its own flavour where it has one."""
+    return dataclasses.replace(setup.options, flavour=mutant.flavour or setup.options.flavour)
+
+
+def scenarios_of(mutants: Sequence[Mutant], args: argparse.Namespace) -> list[Scenario]:
+    """What mutants are judged by, with what the options for those that stir say."""
+    names = {name for mutant in mutants for name in mutant.selected()}
+    found = [s for s in (*catalogue.everything(), *catalogue.beside()) if s.name in names]
+    if any(scenario.stir for scenario in found):
+        return list(stirring.overridden(found, args))
+    return found
 
 
 def green(
     setup: Setup, tree: trees.Tree, mutants: Sequence[Mutant], args: argparse.Namespace
 ) -> None:
-    """Run all that mutants are judged by on the kernel without a patch.
+    """Run all that mutants are judged by on the kernel without a patch, of each flavour.
 
     Raises InfraError when it does not pass: nothing that failed on a mutant would then
     be the mutant's.
     """
-    kernel = setup.build(tree)
-    names = {name for mutant in mutants for name in mutant.selected()}
-    scenarios = [s for s in catalogue.everything() if s.name in names]
-    model = read(run_once(setup, kernel, scenarios, args, override=args.profile))
-    if failed := noticed(model):
-        raise InfraError(
-            f"{tree.reference} without any mutant fails {failed[0]}: {failed[1]}",
-            "a mutant can be judged only where the unmodified kernel passes",
-        )
-    print(f"unmodified: {plural(len(scenarios), 'scenario')}, all as promised", flush=True)
+    for flavour in dict.fromkeys(options_of(setup, mutant).flavour for mutant in mutants):
+        options = dataclasses.replace(setup.options, flavour=flavour)
+        kernel = setup.build(tree, options=options)
+        judged = [m for m in mutants if options_of(setup, m).flavour == flavour]
+        scenarios = scenarios_of(judged, args)
+        model = read(run_once(setup, kernel, scenarios, args, override=args.profile))
+        of = f" ({flavour})" if flavour != "plain" else ""
+        if failed := noticed(model):
+            raise InfraError(
+                f"{tree.reference}{of} without any mutant fails {failed[0]}: {failed[1]}",
+                "a mutant can be judged only where the unmodified kernel passes",
+            )
+        print(f"unmodified{of}: {plural(len(scenarios), 'scenario')}, all as promised", flush=True)
 
 
 def noticed(model: RunModel) -> tuple[str, str] | None:
@@ -186,15 +225,15 @@ def noticed(model: RunModel) -> tuple[str, str] | None:
 
 def judge(setup: Setup, mutant: Mutant, kernel: Kernel, args: argparse.Namespace) -> Outcome:
     """Run a mutant's scenarios on its kernel."""
-    wanted = set(mutant.selected())
-    scenarios = [s for s in catalogue.everything() if s.name in wanted]
+    scenarios = scenarios_of([mutant], args)
     directory = run_once(setup, kernel, scenarios, args, override=args.profile)
     try:
         found = noticed(read(directory))
     except InfraError as error:
         return Outcome(mutant.name, "no result", witness=str(error), record=str(directory))
     if found:
-        return Outcome(mutant.name, "killed", *found, str(directory))
+        seed = next((s.stir.seed for s in scenarios if s.name == found[0] and s.stir), None)
+        return Outcome(mutant.name, "killed", *found, str(directory), seed)
     state = "equivalent" if mutant.equivalent else "survived"
     return Outcome(mutant.name, state, record=str(directory))
 
@@ -220,6 +259,10 @@ def built(
                 try:
                     patch = series.Patch(mutant.path.name, mutant.name, mutant.patch)
                     (patched,) = series.apply(tree, [patch])
+                    options = options_of(setup, mutant)
+                    # 180 MB less to write for each of kernels that are gone as soon as they
+                    # were judged.
+                    options = dataclasses.replace(options, debug_info=False)
                     made = setup.build(patched, store, options)
                 except CohabitError as error:
                     made = error
@@ -227,8 +270,6 @@ def built(
         except BaseException as error:
             ready.put(error)
 
-    # 180 MB less to write for each of kernels that are gone as soon as they were judged.
-    options = dataclasses.replace(setup.options, debug_info=False)
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:

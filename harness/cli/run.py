@@ -35,6 +35,7 @@ from harness.scenario.steps import Scenario
 from harness.target.vm import VmTarget
 from vm import rootfs
 
+from . import stirring
 from .setup import DEFAULT_KERNELS, Setup, add_machine_options, add_tree_options, say
 
 EXAMPLES = """examples:
@@ -46,6 +47,11 @@ EXAMPLES = """examples:
                                                  hold an old kernel to a newer policy
   cohabit run pairs triples                      both matrices, all orders
   cohabit run --replay found.json                a scenario from a file
+  cohabit run consistency                        functions called without a pause while they change
+  cohabit run 'consistency/ops/*' --calls 5000000 --patches 5000 --seconds 600
+                                                 the same for longer: says more
+  cohabit run consistency/everything/livepatch/on:cohabit_hot --seconds 1800 --seed 2
+                                                 a soak of half an hour, with other pauses
   git bisect run cohabit run --bisect --kernel tree:. NAME
                                                  find the commit that broke a scenario
 """
@@ -68,7 +74,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help="names or globs (`cohabit list`), or a whole set: pairs, triples",
+        help=f"names or globs (`cohabit list`), or a whole set: {', '.join(catalogue.SETS)}",
     )
     parser.add_argument(
         "--kernel", action="append", metavar="REF",
@@ -76,6 +82,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         f"repeatable (default {DEFAULT_KERNELS[host().name]})",
     )  # fmt: skip
     add_run_options(parser)
+    stirring.add_options(parser)
     parser.add_argument(
         "--bisect", action="store_true",
         help="end as `git bisect run` wants it: 0 good, 1 bad, 125 where this cannot be told",
@@ -146,7 +153,7 @@ def chosen(args: argparse.Namespace) -> tuple[Scenario, ...]:
         raise UsageError(
             f"two scenarios are called {twice[0]!r}", "give the one in the file another name"
         )
-    return found
+    return stirring.overridden(found, args)
 
 
 def _replay(path: Path) -> Scenario:
@@ -182,10 +189,12 @@ def _works(
                 f"{reference} is {kernel.release}, which another --kernel names too",
                 "name each kernel once",
             )
-        # Build errors and a missing QEMU are to be told before anything is booted.
-        setup.machine(kernel)
-        chosen_profile = profile.choose(kernel.release, kernel.config, override, kernel.arch)
+        # Build errors, and a QEMU that is missing or will not do, are to be told before
+        # anything is booted.
         lists = boots(scenarios, kernel.arch)
+        for boot, cpus in lists:
+            setup.machine(kernel, boot, cpus)
+        chosen_profile = profile.choose(kernel.release, kernel.config, override, kernel.arch)
         there = sum(len(group) for group in lists.values())
         record.event(
             "kernel", kernel=kernel.release, reference=reference, release=kernel.release,
@@ -194,9 +203,9 @@ def _works(
             options=list(kernel.options), config=profile.options(kernel.config),
             left_out=len(scenarios) - there,
         )  # fmt: skip
-        for boot, group in lists.items():
+        for wants, group in lists.items():
             compiled = programs[kernel.arch]
-            works.append(_work(setup, kernel, chosen_profile, compiled, boot, group, record))
+            works.append(_work(setup, kernel, chosen_profile, compiled, wants, group, record))
         booted.append(Booted(kernel, setup.kmods(kernel)))
     if not works:
         arches = sorted({s.arch for s in scenarios if s.arch})
@@ -206,29 +215,38 @@ def _works(
     return works, booted
 
 
-def boots(scenarios: Sequence[Scenario], arch: str) -> dict[tuple[str, ...], list[Scenario]]:
-    """The scenarios that are for an architecture, by what the kernel's command line must have."""
-    found: dict[tuple[str, ...], list[Scenario]] = {}
+#: What a VM must have for scenarios: words on the kernel's command line, and virtual CPUs.
+Wants = tuple[tuple[str, ...], int]
+
+
+def boots(scenarios: Sequence[Scenario], arch: str) -> dict[Wants, list[Scenario]]:
+    """The scenarios that are for an architecture, by what their VM must have."""
+    found: dict[Wants, list[Scenario]] = {}
     for scenario in scenarios:
         if scenario.arch in ("", arch):
-            found.setdefault(scenario.boot, []).append(scenario)
+            found.setdefault((scenario.boot, scenario.cpus), []).append(scenario)
     return found
 
 
 def _work(
     setup: Setup, kernel: Kernel, chosen: profile.Profile, programs: Programs,
-    boot: tuple[str, ...], scenarios: Sequence[Scenario], record: Record,
+    wants: Wants, scenarios: Sequence[Scenario], record: Record,
 ) -> Work:  # fmt: skip
     """What is to be run on a kernel that is booted in one way."""
-    template = setup.template(kernel, programs, record.note, boot)
+    boot, cpus = wants
+    template = setup.template(kernel, programs, record.note, boot, cpus)
 
     def make(name: str) -> VmTarget:
-        return setup.target(kernel, record.console(name), boot, template)
+        return setup.target(kernel, record.console(name), boot, template, cpus=cpus)
 
     def make_cold(name: str) -> VmTarget:
-        return setup.target(kernel, record.console(name), boot, why="to confirm a failure")
+        why = "to confirm a failure"
+        return setup.target(kernel, record.console(name), boot, why=why, cpus=cpus)
 
-    return Work(kernel.release, chosen, make, scenarios, kernel.notes, programs, make_cold)
+    return Work(
+        kernel.release, chosen, make, scenarios, kernel.notes, programs, make_cold,
+        max(cpus, setup.cpus) if cpus > 1 else 1,
+    )  # fmt: skip
 
 
 def _decoder(setup: Setup, kernel: Kernel, modules: Path, mountpoint: Path) -> decode.Decoder:

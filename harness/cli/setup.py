@@ -52,7 +52,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--cpus", type=positive, default=1, metavar="N",
-        help="vCPUs of each VM (default 1: livepatch transitions then end at once)",
+        help="vCPUs of each VM (default 1: livepatch transitions then end at once; or as many "
+        "as its scenarios need)",
     )  # fmt: skip
     group.add_argument(
         "--memory", type=positive, default=1024, metavar="MB", help="memory of each VM"
@@ -153,7 +154,9 @@ class Setup:
     _chosen: dict[str, tuple[Accelerator, qemu.Qemu]] = field(default_factory=dict, init=False)
     _roots: dict[str, Path] = field(default_factory=dict, init=False)
     _tools: dict[str, Path] = field(default_factory=dict, init=False)
-    _machines: dict[tuple[str, tuple[str, ...]], Machine] = field(default_factory=dict, init=False)
+    _machines: dict[tuple[str, tuple[str, ...], int], Machine] = field(
+        default_factory=dict, init=False
+    )
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
@@ -260,21 +263,30 @@ class Setup:
             found = qemu.find(self.store, "tcg", say, arch)
         return chosen, found
 
-    def machine(self, kernel: Kernel, boot: tuple[str, ...] = ()) -> Machine:
-        """A VM for that kernel, modules and agent in place; ``boot``: see Machine."""
-        key = (str(kernel.image), boot)
+    def machine(self, kernel: Kernel, boot: tuple[str, ...] = (), cpus: int = 1) -> Machine:
+        """A VM for that kernel, modules and agent in place; ``boot``: see Machine.
+
+        ``cpus``: virtual CPUs that its scenarios need; it has them, or more if the user said
+        so.  Raises UsageError where QEMU cannot be trusted with so many.
+        """
+        cpus = max(cpus, self.cpus)
+        key = (str(kernel.image), boot, cpus)
         with self._lock:
             if key not in self._machines:
-                self._machines[key] = self._machine(kernel, boot)
+                self._machines[key] = self._machine(kernel, boot, cpus)
             return self._machines[key]
 
-    def _machine(self, kernel: Kernel, boot: tuple[str, ...]) -> Machine:
+    def _machine(self, kernel: Kernel, boot: tuple[str, ...], cpus: int) -> Machine:
         arch = ARCHES[kernel.arch]
         accelerator, program = self.accelerator(kernel)
-        if accelerator.name == "tcg" and self.cpus > 1 and not program.safe_with_tcg:
+        if accelerator.name == "tcg" and cpus > 1 and not program.safe_with_tcg:
+            version = ".".join(str(part) for part in program.version)
+            asked = cpus <= self.cpus
             raise UsageError(
-                "QEMU before 8.1 kills emulated guests with several vCPUs that patch code",
-                "leave out --cpus, or unset COHABIT_QEMU",
+                f"QEMU {version} ({program.origin}) will not do for {cpus} virtual CPUs: before "
+                "8.1 it kills emulated guests with several that patch code",
+                f"leave out {'--cpus' if asked else 'scenarios that stir'}, or unset "
+                f"{qemu.variable(arch)} to have a newer one",
             )
         shares = (
             (REPOSITORY / "harness" / "agent", "cohabit/agent"),
@@ -288,7 +300,7 @@ class Setup:
             qemu=program.binary,
             tools=self.tools(arch),
             accelerator=accelerator,
-            cpus=self.cpus,
+            cpus=cpus,
             memory_mb=self.memory_mb,
             # 5.10's virtiofs cannot agree on POSIX ACLs and then has no root at all.
             posix_acl=kernel.version >= (6, 1),
@@ -336,14 +348,20 @@ class Setup:
         boot: tuple[str, ...] = (),
         template: Template | None = None,
         why: str = "",
+        cpus: int = 1,
     ) -> VmTarget:
-        """A VM, not started; ``boot``: see Machine; ``template`` and ``why``: see VmTarget."""
+        """A VM, not started; ``boot``, ``cpus``: see machine; ``template``, ``why``: VmTarget."""
         _, program = self.accelerator(kernel)
         version = ".".join(str(part) for part in program.version)
-        return VmTarget(self.machine(kernel, boot), version, console, template, why)
+        return VmTarget(self.machine(kernel, boot, cpus), version, console, template, why)
 
     def template(
-        self, kernel: Kernel, programs: Programs, say: Say, boot: tuple[str, ...] = ()
+        self,
+        kernel: Kernel,
+        programs: Programs,
+        say: Say,
+        boot: tuple[str, ...] = (),
+        cpus: int = 1,
     ) -> Template | None:
         """What VMs for that kernel are restored from, None where all of them boot.
 
@@ -352,5 +370,5 @@ class Setup:
         if not self.directly(ARCHES[kernel.arch]) or not self.snapshots:
             return None
         _, program = self.accelerator(kernel)
-        machine = self.machine(kernel, boot)
+        machine = self.machine(kernel, boot, cpus)
         return KernelTemplate(machine, program.version, kernel, programs, self.store, say)

@@ -17,11 +17,16 @@ from harness.arch import ARCHES, X86_64
 from harness.errors import UsageError
 from harness.policy.rules import RULES
 from harness.scenario import catalogue
+from harness.scenario.steps import Scenario
+
+from .build import FLAVOURS
 
 #: What a header may have; all but _NEEDED are optional, and it needs one of _WHAT.
-_FIELDS = ("Mutant", "Arch", "Rule", "Bug", "Scenarios", "Expect", "Equivalent")
+_FIELDS = (
+    "Mutant", "Arch", "Flavour", "Rule", "Bug", "Race", "Scenarios", "Expect", "Equivalent",
+)  # fmt: skip
 _NEEDED = ("Mutant", "Scenarios", "Expect")
-_WHAT = ("Rule", "Bug")
+_WHAT = ("Rule", "Bug", "Race")
 _BUG = re.compile(r'([0-9a-f]{12})(?: \("(.+)"\))?')
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _REMEDY = "docs/mutants.md has the form"
@@ -32,8 +37,10 @@ class Mutant:
     """A patch and its header.
 
     ``arches``: names of the architectures whose kernels it breaks (harness/arch.py);
-    ``rules``: names of the policy's rules that it breaks; ``bug``: the commit that fixed
-    what it brings back, and its subject; ``scenarios``: globs of those that should notice,
+    ``flavour``: of the kernel that notices, empty where any does; ``rules``: names of the
+    policy's rules that it breaks; ``bug``: the commit that fixed what it brings back, and its
+    subject; ``race``: of one that only tasks at work at the same time can notice, what it
+    leaves open; ``scenarios``: globs of those that should notice,
     and all that is run; ``expect``: what contradicts, at which step; ``equivalent``: why
     nothing can notice, empty where something must; ``files``: what it touches; ``patch``:
     its text; ``path``: where it was read.
@@ -41,8 +48,10 @@ class Mutant:
 
     name: str
     arches: tuple[str, ...]
+    flavour: str
     rules: tuple[str, ...]
     bug: str
+    race: str
     scenarios: tuple[str, ...]
     expect: str
     equivalent: str
@@ -53,7 +62,7 @@ class Mutant:
     def selected(self) -> tuple[str, ...]:
         """The names of its scenarios, in the catalogue's order, each once."""
         chosen = {name for glob in self.scenarios for name in _matching(glob)}
-        return tuple(s.name for s in catalogue.everything() if s.name in chosen)
+        return tuple(s.name for s in _scenarios() if s.name in chosen)
 
 
 def read(directory: Path) -> list[Mutant]:
@@ -80,13 +89,16 @@ def parse(path: Path) -> Mutant:
         if name not in fields:
             raise _wrong(path, body, f"the header has no {name}")
     if not any(name in fields for name in _WHAT):
-        raise _wrong(path, body, "the header has neither Rule nor Bug")
+        raise _wrong(path, body, "the header has no Rule, Bug or Race")
     if fields["Mutant"][1] != path.stem:
         raise _wrong(path, fields["Mutant"][0], f"it is called {fields['Mutant'][1]!r}")
     arches = _words(fields, "Arch") or (X86_64.name,)
     for arch in arches:
         if arch not in ARCHES:
             raise _wrong(path, fields["Arch"][0], f"there is no architecture {arch!r}")
+    flavour = fields.get("Flavour", (0, ""))
+    if flavour[1] and flavour[1] not in FLAVOURS:
+        raise _wrong(path, flavour[0], f"there is no flavour {flavour[1]!r}")
     rules = _words(fields, "Rule")
     for rule in rules:
         if rule not in RULES:
@@ -101,8 +113,10 @@ def parse(path: Path) -> Mutant:
     return Mutant(
         path.stem,
         arches,
+        flavour[1],
         rules,
         bug[1],
+        fields.get("Race", (0, ""))[1],
         scenarios,
         fields["Expect"][1],
         fields.get("Equivalent", (0, ""))[1],
@@ -112,9 +126,14 @@ def parse(path: Path) -> Mutant:
     )
 
 
+def _scenarios() -> tuple[Scenario, ...]:
+    """All that there are, those that are only run where they are named too."""
+    return (*catalogue.everything(), *catalogue.beside())
+
+
 @functools.cache
 def _matching(glob: str) -> frozenset[str]:
-    names = (s.name for s in catalogue.everything())
+    names = (s.name for s in _scenarios())
     return frozenset(fnmatch.filter(names, glob))
 
 

@@ -21,6 +21,8 @@ from harness.scenario.steps import (
     Modify,
     Release,
     Step,
+    Stir,
+    TraceAll,
     Unload,
     Write,
 )
@@ -30,6 +32,7 @@ from .attachers import ATTACHERS
 from .behaviour import body_of
 from .profile import Profile
 from .rules import Rule
+from .slots import stirred_slots
 from .state import Attached, Held, State
 
 
@@ -96,6 +99,8 @@ def _act(state: State, step: Step, profile: Profile, slot: int | None) -> tuple[
         return _release(state, step)
     if isinstance(step, Misuse):
         return _misuse(state, step, profile)
+    if isinstance(step, Stir):
+        return Act(0, rules.CALLS), _stirred(state, step, profile)
     return _module(state, step, profile)
 
 
@@ -229,6 +234,19 @@ def _module(state: State, step: Unload | Load, profile: Profile) -> tuple[Act, S
         awake=frozenset(f for f in state.awake if FUNCTIONS[f].module is None),
     )
     return Act(0, rules.MODULE_GOES), after
+
+
+def _stirred(state: State, stir: Stir, profile: Profile) -> State:
+    """The state after ``stir``: each stirrer's cycle leaves all as it was, but for what records
+    remember of it, and that they do whatever the order."""
+    slots = stirred_slots(state, stir.stirrers)
+    for step in stir.steps:
+        gone = isinstance(step, Detach | Disable | Enable | Modify) and not state.get(step.id)
+        if gone or isinstance(step, TraceAll):
+            continue
+        slot = slots[step.id] if isinstance(step, Attach) else None
+        _, state = transition(state, step, profile, slot)
+    return state
 
 
 def _answer(error: int, rule: Rule, profile: Profile) -> Act:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import differences, matrix, sites, timeline, traces, words
+from harness.report import differences, matrix, sites, stirred, timeline, traces, words
 from harness.report.matrix import LEGEND, Cell, Matrix, Triple, mark_of
 from harness.report.model import RunModel
 from harness.report.views import HARMLESS, Kernel, Scenario, Vm, tally
@@ -89,6 +89,7 @@ def render(model: RunModel) -> str:
         departure_words=matrix.departure_words,
         legend=LEGEND,
         timeline=timeline.build,
+        stirred=stirred,
         traces=traces,
         words=words,
     )
@@ -105,6 +106,9 @@ def render(model: RunModel) -> str:
         ),
         differences=differences.find(model),
         sites=[(k.kernel.release, w) for k in kernels if (w := sites.ways(model, k.kernel.id))],
+        accounts=[
+            (k.kernel.release, a) for k in kernels if (a := stirred.accounts(model, k.kernel.id))
+        ],
         failures=failures,
         failed=failed,
         group_failures=model.group_failures(),

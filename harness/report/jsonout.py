@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.report import differences, matrix, sites, traces
+from harness.report import differences, matrix, sites, stirred, traces
 from harness.report.matrix import Cell, Matrix
 from harness.report.model import RunModel, exit_status
 from harness.report.views import Group, Report, Scenario, Step, Vm, tally
@@ -143,7 +143,7 @@ def _scenario(model: RunModel, scenario: Scenario, counts: bool) -> dict[str, An
         "xfail": scenario.xfail,
         "seconds": round(scenario.seconds, 3),
         "planned_steps": len(scenario.planned),
-        "steps": [_step(scenario, step) for step in scenario.steps],
+        "steps": [_step(model, scenario, step) for step in scenario.steps],
         "reports": [_report(report) for report in model.reports_of(scenario)],
         "repeat": repeat_command(model, scenario.kernel, scenario.name),
     }
@@ -163,7 +163,8 @@ def _report(report: Report) -> dict[str, Any]:
     }
 
 
-def _step(scenario: Scenario, step: Step) -> dict[str, Any]:
+def _step(model: RunModel, scenario: Scenario, step: Step) -> dict[str, Any]:
+    account = stirred.of_scenario(model, scenario)
     return {
         "index": step.index,
         "title": step_title(step.spec, scenario.attacher_of),
@@ -174,6 +175,7 @@ def _step(scenario: Scenario, step: Step) -> dict[str, Any]:
         "hits": hits(step),
         "flags": {f: sorted(letters) for f, letters in flags(step).items()},
         **({"sites": found} if (found := dict(sites.of_step(step))) else {}),
+        **({"stirred": stirred.as_json(account)} if account and account.step is step else {}),
         "agent_s": step.agent_s,
         "group_s": step.group_s,
         "mismatches": [dataclasses.asdict(m) for m in step.mismatches],

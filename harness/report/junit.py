@@ -7,7 +7,7 @@ import io
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from harness.report import ktap
+from harness.report import ktap, stirred
 from harness.report.model import RunModel
 from harness.report.views import NO_RESULT, Scenario
 from harness.report.words import brief, printable, state_of_run
@@ -56,6 +56,8 @@ def render(model: RunModel) -> str:
 def _case(model: RunModel, scenario: Scenario) -> TestCase:
     case = TestCase(printable(scenario.name), _class(scenario.kernel), round(scenario.seconds, 3))
     message = printable(brief(scenario.reason))
+    if account := stirred.of_scenario(model, scenario):
+        case.system_out = printable("\n".join(stirred.lines(account)))
     verdict = scenario.verdict
     if verdict == "PASS":
         return case

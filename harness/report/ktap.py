@@ -7,7 +7,7 @@ them (tools/testing/selftests/kselftest.h).
 
 from __future__ import annotations
 
-from harness.report import traces
+from harness.report import stirred, traces
 from harness.report.model import RunModel
 from harness.report.views import HARMLESS, Group, Report, Scenario, Vm
 from harness.report.words import (
@@ -73,6 +73,8 @@ def _kernel(model: RunModel, kernel: str) -> tuple[list[str], bool]:
     for number, scenario in enumerate(scenarios, 1):
         if scenario.verdict not in HARMLESS:
             lines += _comments(diagnostics(model, scenario))
+        elif account := stirred.of_scenario(model, scenario):
+            lines += _comments(stirred.lines(account))
         lines.append(
             _result(
                 scenario.verdict in HARMLESS,
@@ -107,6 +109,8 @@ def diagnostics(model: RunModel, scenario: Scenario) -> list[str]:
         done = effect(step)
         title = f"{title}: {outcome(step)}"
         lines.append(f"{title} -> {done}" if done else title)
+        if (account := stirred.of_scenario(model, scenario)) and account.step is step:
+            lines += [f"   {line}" for line in stirred.lines(account)]
         for mismatch in step.mismatches:
             lines.append(f"   {subject(mismatch)} ({mismatch.rule})")
             lines += [f"   {sign} {text}" for sign, text in diff(mismatch)]

@@ -26,6 +26,8 @@ from harness.report.views import HARMLESS, Scenario, tally
 from harness.report.words import brief, duration, plural, printable, step_title
 
 _BAR_WIDTH = 24
+#: Seconds between two lines about one stir, where nothing is live.
+_TELL_STIRRED = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Progress:
         self.model = RunModel()
         self._now = _Now()
         self._open: dict[str, str] = {}
+        self._stirred: dict[str, float] = {}
         self._groups: dict[str, str] = {}
         self._regrouped: set[str] = set()
         self._ended: dict[tuple[str, str], tuple[int, int]] = {}
@@ -80,8 +83,12 @@ class Progress:
             self._live.stop()
 
     def feed(self, event: Mapping[str, Any]) -> None:
-        """Take the next event of the run.  Raises what RunModel.feed raises."""
-        self.model.feed(event)
+        """Take the next event of the run, or a passing one, which has no ``seq``.
+
+        Raises what RunModel.feed raises.
+        """
+        if "seq" in event:
+            self.model.feed(event)
         handler = getattr(self, f"_on_{event.get('type')}", None)
         if handler is not None:
             handler(event)
@@ -176,6 +183,20 @@ class Progress:
             title = str(step.get("do", ""))
         self._open[scenario.vm] = f"{scenario.vm}: {what}, {number}: {title}"
         self._update()
+
+    def _on_stir_progress(self, event: Mapping[str, Any]) -> None:
+        scenario = self.model.attempts[event["scenario"]]
+        elapsed, rounds = float(event["elapsed"]), event["rounds"]
+        done = [f"{int(event['calls']):,} calls", f"{int(event['patches']):,} patches"]
+        done += [f"{int(n):,} of {name}" for name, n in rounds.items()]
+        text = f"{scenario.vm}: {scenario.name}, {duration(elapsed)}: {', '.join(done)}"
+        self._open[scenario.vm] = text
+        self._update()
+        # In a log file a line for each look would hide everything else.
+        last = self._stirred.get(scenario.id, 0.0)
+        if elapsed - last >= _TELL_STIRRED:
+            self._stirred[scenario.id] = elapsed
+            self._plain(text)
 
     def _on_scenario_end(self, event: Mapping[str, Any]) -> None:
         scenario = self.model.attempts[event["scenario"]]

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.report import differences, matrix, sites, traces
+from harness.report import differences, matrix, sites, stirred, traces
 from harness.report.matrix import LEGEND, Matrix, Triple, departure_words, mark_of
 from harness.report.model import RunModel
-from harness.report.views import Group, Kernel, Report, Scenario, Step, Vm
+from harness.report.views import HARMLESS, Group, Kernel, Report, Scenario, Step, Vm
 from harness.report.words import (
     brief,
     command_line,
@@ -92,6 +92,7 @@ class _Writer:
         self._matrices()
         self._differences()
         self._sites()
+        self._stirred()
         for vm in self.model.vm_failures():
             self._vm(vm)
         groups = self.model.group_failures()
@@ -193,6 +194,22 @@ class _Writer:
                 names = f"{plural(len(way.scenarios), 'scenario')}: {some(way.scenarios, 2)}"
                 self._line(names, "dim", 4)
 
+    def _stirred(self) -> None:
+        """How much was tried while code changed, and what that excludes."""
+        for kernel in self.model.kernels:
+            if not (found := stirred.accounts(self.model, kernel)):
+                continue
+            self._heading(f"Consistency while code changed, {kernel}")
+            for one in found:
+                verdict = one.scenario.verdict
+                self._line(f"{verdict}  {one.scenario.name}", verdict_style(verdict), 2)
+                # What failed is told in full below.
+                short = verdict not in HARMLESS
+                for line in [stirred.brief(one)] if short else stirred.said(one):
+                    self._line(line, indent=4)
+            if any(one.tcg for one in found):
+                self._line(stirred.TCG, "dim", 2)
+
     def _vm(self, vm: Vm) -> None:
         self._heading(
             f"{vm.verdict}  {vm.id}, {vm.kernel}: {brief(vm.detail)}", verdict_style(vm.verdict)
@@ -271,6 +288,9 @@ class _Writer:
         title = f"{step.index + 1}. {step_title(step.spec, scenario.attacher_of)}: {outcome(step)}"
         done = effect(step)
         self._line(f"{title} -> {done}" if done else title, indent=2)
+        if (account := stirred.of_scenario(self.model, scenario)) and account.step is step:
+            for text in stirred.lines(account):
+                self._line(text.strip(), indent=7 if text.startswith(" ") else 5)
         if step not in scenario.bad_steps:
             for report in reports:
                 self._report(report, 5)

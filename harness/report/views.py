@@ -189,7 +189,7 @@ class Step:
         seen = self.observed or {}
         behaviour = (seen.get("behaviour") or {}).items()
         registry = (seen.get("registry") or {}).items()
-        sites = seen.get("site") or {}
+        sites, stirred = seen.get("site") or {}, seen.get("stirred")
         return replace(
             self,
             predicted={"errno": self.predicted.get("errno", ())},
@@ -203,6 +203,7 @@ class Step:
                 "registry": {intern(f): {"flags": (r or {}).get("flags")} for f, r in registry},
                 "held": seen.get("held"),
                 **({"site": sites} if sites else {}),
+                **({"stirred": stirred} if stirred else {}),
             },
             registry_text="",
             log=(),

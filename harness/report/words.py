@@ -75,12 +75,25 @@ def step_title(spec: Mapping[str, Any], attachers: Mapping[str, str]) -> str:
             return f"release the held call {name}"
         case "unload" | "load":
             return f"{do} {spec.get('module')}"
+        case "stir":
+            return _stir_title(spec)
+        case "trace-all":
+            return f"tracer {spec.get('tracer')} on all functions"
         case "misuse":
             return f"misuse {spec.get('what')} on {spec.get('function')}"
         case "call":
             return f"call in {spec['context']} context" if spec.get("context") else "call"
     rest = [f"{key}={value}" for key, value in spec.items() if key != "do"]
     return " ".join([do, *rest])
+
+
+def _stir_title(spec: Mapping[str, Any]) -> str:
+    called = dict.fromkeys(str(h.get("function")) for h in spec.get("hammers") or ())
+    by = [str(s.get("name")) for s in spec.get("stirrers") or ()]
+    wide = f", windows widened by {spec['widen_us']} us" if spec.get("widen_us") else ""
+    fault = f", fault {spec['fault']}" if spec.get("fault") else ""
+    over = f" under calls of {some(list(called), 3)}" if called else ""
+    return f"stir by {some(by, 9)}{over} (seed {spec.get('seed', '?')}{wide}{fault})"
 
 
 def short_title(spec: Mapping[str, Any]) -> str:
@@ -192,7 +205,29 @@ def repeat_command(model: RunModel, kernel: str, name: str) -> str:
     ]
     what = files if files and name not in _catalogue() else [name]
     asked = model.kernel_of(kernel)
-    return shlex.join(["cohabit", "run", "--kernel", asked.reference, *asked.options, *what])
+    # A tree with a series on top is called so; --series is among the options.
+    reference = asked.reference
+    if "--series" in asked.options:
+        reference = reference.partition(" with ")[0]
+    command = ["cohabit", "run", "--kernel", reference, *asked.options, *what]
+    if name in _stirring() or (files and name not in _catalogue()):
+        command += _overridden(argv)
+    return shlex.join(command)
+
+
+#: What changes how a scenario stirs, and on how many CPUs (harness/cli/stirring.py).
+_STIR_OPTIONS = ("--calls", "--patches", "--seconds", "--seed", "--widen-us", "--cpus")
+
+
+def _overridden(argv: Sequence[str]) -> list[str]:
+    """What a command line says of stirring."""
+    found: list[str] = []
+    for option, value in itertools.pairwise((*argv, "")):
+        if option in _STIR_OPTIONS:
+            found += [option, value]
+        elif option.partition("=")[0] in _STIR_OPTIONS:
+            found.append(option)
+    return found
 
 
 def whereabouts(scenario: Scenario) -> str:
@@ -205,7 +240,13 @@ def whereabouts(scenario: Scenario) -> str:
 
 @functools.cache
 def _catalogue() -> frozenset[str]:
-    return frozenset(s.name for s in catalogue.everything())
+    return frozenset(s.name for s in catalogue.everything()) | _stirring()
+
+
+@functools.cache
+def _stirring() -> frozenset[str]:
+    """Those beside it, of which some stir."""
+    return frozenset(s.name for s in catalogue.beside() if s.stir)
 
 
 def state_of_run(model: RunModel) -> list[str]:

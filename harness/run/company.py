@@ -23,12 +23,20 @@ from harness.policy.profile import Profile
 from harness.policy.refusals import refusal
 from harness.policy.state import State
 from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import Attach, Call, Detach, Hold, Release, Scenario, Step, Unload
+from harness.scenario.steps import (
+    Attach,
+    Call,
+    Detach,
+    Hold,
+    Release,
+    Scenario,
+    Step,
+    Stir,
+    Unload,
+)
 
 from .record import Record
-
-#: Sends a request to the agent: the operation's arguments, and how long its acts may take.
-Ask = Callable[..., dict[str, Any]]
+from .stirring import Ask, Hang, Stirring
 
 
 @dataclass
@@ -40,6 +48,8 @@ class Member:
     attempt: int = 1
     prefix: str = ""
     mismatches: tuple[Mismatch, ...] = ()
+    #: Why nothing can be said, although nothing contradicts.
+    untrusted: tuple[str, ...] = ()
     #: The step that they contradict, as known differences have it.
     failed: str = ""
     last: Prediction | None = None
@@ -68,6 +78,10 @@ class _Planned:
     expected: Act
 
 
+def _never(words: str) -> None:
+    raise AssertionError(words)
+
+
 class SharedTroubleError(Exception):
     """Something went wrong that is nobody's own: what, as a mismatch."""
 
@@ -82,7 +96,8 @@ class Company:
 
     ``state`` is what the model believes of the whole kernel; ``splats`` the kernel's
     reports that no step was meant to cause (``reports`` finds them in a reply).
-    ``group`` is empty for one scenario alone.  ``run`` raises SharedTroubleError when
+    ``group`` is empty for one scenario alone; ``hang`` and ``slowdown``: as in Stirring, for
+    one that stirs.  ``run`` raises SharedTroubleError when
     more than one member is concerned, and whatever ``ask`` raises.
     """
 
@@ -93,6 +108,8 @@ class Company:
     reports: Callable[[Mapping[str, Any]], list[str]]
     state: State
     group: str = ""
+    hang: Hang = _never
+    slowdown: float = 1.0
     splats: list[str] = field(default_factory=list)
     #: What the registry's grammar did not understand.
     unknown: set[str] = field(default_factory=set)
@@ -128,6 +145,7 @@ class Company:
 
     def _phase(self, index: int, acting: list[tuple[Member, Step]]) -> None:
         self.index, self.acting = index, [member for member, _ in acting]
+        stirring = self._stirring(index, *acting[0])
         plan = self._plan(index, acting)
         predictions: dict[str, Prediction] = {}
         for planned_act in plan:
@@ -139,9 +157,17 @@ class Company:
                 scenario=member.identity,
                 index=index,
                 step=self._told(member, index, plan),
-                predicted=predictions[member.identity].to_json(),
+                predicted={
+                    **predictions[member.identity].to_json(),
+                    **({"stirred": stirring.expected.to_json()} if stirring else {}),
+                },
             )
         sent = time.monotonic()
+        if stirring:
+            reply = stirring.run(self.functions)
+            reply["host_s"] = time.monotonic() - sent
+            self._judge(index, plan, predictions, reply, stirring)
+            return
         context = next((s.context for _, s in acting if isinstance(s, Call)), "process")
         reply = self.ask(
             op="acts",
@@ -153,6 +179,15 @@ class Company:
         )
         reply["host_s"] = time.monotonic() - sent
         self._judge(index, plan, predictions, reply)
+
+    def _stirring(self, index: int, member: Member, step: Step) -> Stirring | None:
+        """How a step is done that is no act; it is always alone."""
+        if not isinstance(step, Stir):
+            return None
+        return Stirring(
+            member.identity, index, step, self.state, self.profile, self.record, self.ask,
+            self.hang, member.scenario.cpus, self.slowdown,
+        )  # fmt: skip
 
     def _plan(self, index: int, acting: list[tuple[Member, Step]]) -> list[_Planned]:
         """The acts of a phase; the state is moved on past them."""
@@ -255,6 +290,7 @@ class Company:
         plan: list[_Planned],
         predictions: Mapping[str, Prediction],
         reply: dict[str, Any],
+        stirring: Stirring | None = None,
     ) -> None:
         seen = oracle.observation(reply)
         titles = self.reports(reply)
@@ -279,12 +315,17 @@ class Company:
                 shared.append(self._merged_errno(planned_act, result))
             for member in planned_act.members:
                 own = self._own(member, seen, result)
+                if stirring:
+                    own = dataclasses.replace(own, stirred=stirring.result)
                 prediction = predictions[member.identity]
                 found = [*oracle.compare_own(prediction, own, member.scenario.functions)]
                 found += oracle.compare_watched(
                     member.last, prediction, own, member.scenario.functions
                 )
                 member.last = prediction
+                if stirring:
+                    found = [*stirring.mismatches, *found]
+                    member.untrusted = stirring.untrusted
                 if not self.group:
                     found += shared
                 # Each of them has to be seen alone.

@@ -85,6 +85,12 @@ class Record:
             for listener in self._listeners:
                 listener(event)
 
+    def passing(self, kind: str, /, **values: Any) -> None:
+        """Something for who looks on at this moment; it has no ``seq`` and is not kept."""
+        with self._lock:
+            for listener in self._listeners:
+                listener({"type": kind, **values})
+
     def note(self, text: str, level: str = "info") -> None:
         """Something said during the run."""
         self.event("note", text=text, level=level)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.arch import named
+from harness.arch import X86_64, named
 from harness.policy import rules
 from harness.policy.attachers import ATTACHERS
 from harness.policy.profile import FIRST, release_version
 from harness.scenario.functions import FUNCTIONS
-from harness.scenario.steps import ANY, Attach, Misuse, Modify, Scenario
+from harness.scenario.steps import ANY, Attach, Misuse, Modify, Scenario, TraceAll
 
 _TRACERS = {
     "function-tracer": "function",
@@ -44,12 +44,14 @@ def skip_reason(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
     for attacher, tracer in _TRACERS.items():
         if attacher in attachers and tracer not in facts["tracers"]:
             return f"this kernel has no tracer {tracer}"
-    if any(isinstance(step, Modify) for step in scenario.steps) and not facts["has_modify"]:
+    if reason := _not_stirred(scenario, facts):
+        return reason
+    if any(isinstance(step, Modify) for step in scenario.all_steps) and not facts["has_modify"]:
         return "direct calls of modules cannot be modified here"
     if needs_compiler(scenario):
         if not facts["vmlinux_btf"]:
             return "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)"
-        if not facts["module_btf"] and any(_bpf_on_module(step) for step in scenario.steps):
+        if not facts["module_btf"] and any(_bpf_on_module(step) for step in scenario.all_steps):
             return "no BTF for modules: BPF programs cannot be loaded for their functions"
         if "kprobe-multi" in attachers and not facts["kprobe_multi"]:
             return f"this kernel has no kprobe-multi links (CONFIG_FPROBE; {_since('fprobe')})"
@@ -58,6 +60,20 @@ def skip_reason(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
             first = rules.MISUSES[step.what][0].since
             if release_version(str(facts["release"])) < first:
                 return f"there is no such call before {first[0]}.{first[1]}"
+    return None
+
+
+def _not_stirred(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
+    """Why nothing can be stirred there; None if it can, or the scenario does not want it."""
+    stir = scenario.stir
+    if stir is None:
+        return None
+    for step in stir.steps:
+        if isinstance(step, TraceAll) and step.tracer not in (*facts["tracers"], "nop"):
+            return f"this kernel has no tracer {step.tracer}"
+    # arch/arm64/kernel/patching.c: one instruction is written at once.
+    if stir.widen_us and named(str(facts["machine"])) is not X86_64:
+        return "call sites are patched in one step here: there is no window to hold open"
     return None
 
 

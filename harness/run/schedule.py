@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,7 +60,7 @@ class Work:
 
     ``notes``: as in harness.kernels.model.Kernel; ``programs``: what compiled BPF programs
     there are for it; ``make_cold`` gives a target that is booted for certain, where ``make``
-    may give one that goes on from a snapshot.
+    may give one that goes on from a snapshot; ``cpus``: virtual CPUs of each of its VMs.
     """
 
     kernel: str
@@ -69,6 +70,7 @@ class Work:
     notes: str = ""
     programs: Programs = field(default_factory=Programs)
     make_cold: TargetMaker | None = None
+    cpus: int = 1
     queue: collections.deque[Job] = field(default_factory=collections.deque)
     #: Whether a VM that was restored did not get as far as its first scenario.
     distrusted: bool = False
@@ -95,7 +97,8 @@ def _here(scenario: Scenario, work: Work) -> Scenario:
 class Schedule:
     """Runs all work with ``jobs`` VMs at a time, on threads; the record has the outcome.
 
-    ``side_by_side``: how many scenarios may share a kernel at a time.
+    ``side_by_side``: how many scenarios may share a kernel at a time; ``host_cpus``: the
+    host's, 0 for as many as there are.
 
     ``run`` returns when everything was run or ``stop`` was called; ``stop`` is
     safe from any thread.
@@ -107,12 +110,16 @@ class Schedule:
         record: Record,
         jobs: int,
         side_by_side: int = LANES,
+        host_cpus: int = 0,
     ) -> None:
         self._works = works
         self._record = record
         self._jobs = jobs
         self._side_by_side = side_by_side
+        #: Where scenarios need several CPUs, the VMs that are there must not want more.
+        self._host_cpus = host_cpus or len(os.sched_getaffinity(0))
         self._lock = threading.Lock()
+        self._left_vm = threading.Condition(self._lock)
         self._stop = threading.Event()
         self._finished = threading.Event()
         self._targets: dict[str, Target] = {}
@@ -148,8 +155,9 @@ class Schedule:
 
     def stop(self) -> None:
         """Ends all VMs and lets the workers finish."""
-        with self._lock:
+        with self._left_vm:
             self._stop.set()
+            self._left_vm.notify_all()
             targets = list(self._targets.values())
         for target in targets:
             target.abort()
@@ -160,26 +168,39 @@ class Schedule:
                 try:
                     self._one_vm(work)
                 finally:
-                    with self._lock:
+                    with self._left_vm:
                         work.workers -= 1
+                        self._left_vm.notify_all()
         except BaseException as error:
             self._errors.append(error)
             self.stop()
 
     def _next_work(self) -> Work | None:
-        """The kernel with the most left to do for each VM that would be on it."""
-        with self._lock:
-            if self._stop.is_set():
-                return None
-            open_works = [
-                w for w in self._works
-                if w.queue and (w.workers == 0 or w.left() / (w.workers + 1) > _WORTH_A_BOOT)
-            ]  # fmt: skip
-            if not open_works:
-                return None
-            work = max(open_works, key=lambda w: w.left() / (w.workers + 1))
-            work.workers += 1
-            return work
+        """The kernel with the most left to do for each VM that would be on it.
+
+        Waits where there is work, but no room for another VM now.
+        """
+        with self._left_vm:
+            while not self._stop.is_set():
+                open_works = [
+                    w for w in self._works
+                    if w.queue and (w.workers == 0 or w.left() / (w.workers + 1) > _WORTH_A_BOOT)
+                ]  # fmt: skip
+                if not open_works:
+                    return None
+                if there_is_room := [w for w in open_works if self._room(w)]:
+                    work = max(there_is_room, key=lambda w: w.left() / (w.workers + 1))
+                    work.workers += 1
+                    return work
+                self._left_vm.wait()
+            return None
+
+    def _room(self, work: Work) -> bool:
+        """Whether another VM leaves CPUs to those whose scenarios need several at once."""
+        there = [w for w in self._works if w.workers]
+        if not there or max(w.cpus for w in (work, *there)) == 1:
+            return True
+        return work.cpus + sum(w.workers * w.cpus for w in there) <= self._host_cpus
 
     def _take(self, work: Work, session: Session) -> list[Job]:
         """What a VM runs next: one job, or several to be run side by side.

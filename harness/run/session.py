@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.consistency import nothing_to_stir
 from harness.errors import InfraError
 from harness.oracle import observation
 from harness.policy import known
@@ -255,7 +256,9 @@ class Session:
         )
 
     def _skipped(self, member: Member) -> bool:
-        if reason := skip_reason(member.scenario, self._facts):
+        reason = skip_reason(member.scenario, self._facts)
+        reason = reason or nothing_to_stir(member.scenario, self._profile)
+        if reason:
             self._end(member, "SKIP", reason)
             return True
         return False
@@ -279,6 +282,9 @@ class Session:
             self._failed(member)
         elif residue and not member.scenario.ends_vm:
             self._end(member, "FAIL", f"left behind: {residue}")
+        elif member.untrusted:
+            # Not tried again: the next try would give as little.
+            self._end(member, "INFRA", "; ".join(member.untrusted))
         else:
             self._end(member, "PASS", "")
         if residue or member.scenario.ends_vm:
@@ -366,8 +372,9 @@ class Session:
         )
         reports = self.reports.of_reply
         company = Company(
-            members, self._profile, self._record, self._acts, reports, self._state, group
-        )
+            members, self._profile, self._record, self._acts, reports, self._state, group,
+            self._hang, self._target.slowdown,
+        )  # fmt: skip
         company.splats = reports(reply)
         self._when, self._acting = "step", company
         return company
@@ -385,10 +392,17 @@ class Session:
             place["group"] = self._group
         return place
 
-    def _acts(self, **request: Any) -> dict[str, Any]:
-        """Sends acts; time for each of them that the kernel waits in."""
-        slow = sum(act["do"] != "call" for act in request["acts"])
-        return self._request(STEP_TIMEOUT + PATIENCE + ACT_TIMEOUT * slow, **request)
+    def _acts(self, waits: float = 0.0, **request: Any) -> dict[str, Any]:
+        """Sends acts; time for each of them that the kernel waits in, and ``waits`` more."""
+        slow = sum(act["do"] != "call" for act in request.get("acts", ()))
+        waits += float(request.get("wait", 0.0))
+        return self._request(STEP_TIMEOUT + PATIENCE + ACT_TIMEOUT * slow + waits, **request)
+
+    def _hang(self, words: str) -> None:
+        """Ends the target although its agent answers: something else on it does not go on."""
+        if crash := self._target.crash():
+            raise AccidentError("CRASH", crash)
+        raise AccidentError("HANG", words, self._target.backtraces())
 
     def _clean_after(self, company: Company) -> tuple[str, list[str]]:
         """As _clean, unless the VM is lost anyway: a kernel that reported a fault of its own

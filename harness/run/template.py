@@ -133,7 +133,8 @@ class KernelTemplate:
 
     @property
     def _told(self) -> str:
-        return " ".join([self._kernel.release, *self._machine.boot])
+        cpus = [f"{self._machine.cpus} CPUs"] if self._machine.cpus > 1 else []
+        return " ".join([self._kernel.release, *self._machine.boot, *cpus])
 
     def _remove_older(self, label: str) -> None:
         """Keeps the last few of a kernel: each change to the agent makes another."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from harness.errors import UsageError
 
-from . import matrix, reach, singular
+from . import consistency, load, matrix, races, reach, singular
 from .functions import FUNCTIONS
 from .steps import ANY, Scenario
 
@@ -76,11 +76,26 @@ def _endings_last(scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
     return tuple(sorted(scenarios, key=lambda s: s.ends_vm))
 
 
+#: Sets that are not part of the catalogue's whole: each of their scenarios takes minutes, and
+#: a VM of its own.
+BESIDE: dict[str, Callable[[], Iterable[Scenario]]] = {
+    "consistency": consistency.scenarios,
+    "races": races.scenarios,
+    "load": load.scenarios,
+}
+
 #: Whole sets, by a name that no scenario has.
 SETS: dict[str, Callable[[], Iterable[Scenario]]] = {
     "pairs": matrix.pairs,
     "triples": matrix.triples,
+    **BESIDE,
 }
+
+
+@functools.cache
+def beside() -> tuple[Scenario, ...]:
+    """What is run only where it is named: by name, by glob or as a set."""
+    return tuple(scenario for scenarios in BESIDE.values() for scenario in scenarios())
 
 
 def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
@@ -88,8 +103,8 @@ def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
     none is named.
 
     A name is looked for among the default ones, and where it matches none of them
-    (or ``whole``) in the whole catalogue.  Raises UsageError for one that matches
-    nothing.
+    (or ``whole``) in the whole catalogue, and then beside it.  Raises UsageError for one
+    that matches nothing.
     """
     known = everything()
     first = known if whole else default()
@@ -98,9 +113,9 @@ def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
         if name in SETS:
             chosen |= {s.name for s in SETS[name]()}
             continue
-        matching = _matching(first, name) or _matching(known, name)
+        matching = _matching(first, name) or _matching(known, name) or _matching(beside(), name)
         if not matching:
-            close = [s.name for s in known if name.strip("*?") in s.name][:5]
+            close = [s.name for s in (*known, *beside()) if name.strip("*?") in s.name][:5]
             raise UsageError(
                 f"no scenario is called {name!r}",
                 f"near it: {', '.join(close)}"
@@ -108,7 +123,7 @@ def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
                 else f"`cohabit list` shows them all; {' and '.join(SETS)} are whole sets",
             )
         chosen |= matching
-    return tuple(s for s in known if s.name in chosen)
+    return tuple(s for s in (*known, *beside()) if s.name in chosen)
 
 
 def _matching(scenarios: Sequence[Scenario], name: str) -> set[str]:

@@ -7,6 +7,33 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .functions import TEST_MODULE
+from .stir import Hammer, Stir, Stirrer, TraceAll
+
+__all__ = [
+    "ANY",
+    "FTRACE_ENABLED",
+    "MISUSES",
+    "REACHES",
+    "Attach",
+    "Call",
+    "Detach",
+    "Disable",
+    "Enable",
+    "Force",
+    "Hammer",
+    "Hold",
+    "Load",
+    "Misuse",
+    "Modify",
+    "Release",
+    "Scenario",
+    "Step",
+    "Stir",
+    "Stirrer",
+    "TraceAll",
+    "Unload",
+    "Write",
+]
 
 FTRACE_ENABLED = "kernel.ftrace_enabled"
 
@@ -18,7 +45,7 @@ class Attach:
     ``unless_attached``: left out when that id is attached already; with it one
     scenario serves kernels that refused the id before and kernels that did not.
     ``far``: of a direct call, its trampoline is one of those that are far from all
-    functions.
+    functions.  ``wait``: for a livepatch's transition; only stirrers need not.
     """
 
     id: str
@@ -26,6 +53,7 @@ class Attach:
     functions: tuple[str, ...]
     unless_attached: bool = False
     far: bool = False
+    wait: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The step object."""
@@ -38,6 +66,8 @@ class Attach:
             step["unless_attached"] = True
         if self.far:
             step["far"] = True
+        if not self.wait:
+            step["wait"] = False
         return step
 
     def __str__(self) -> str:
@@ -71,7 +101,18 @@ class Detach(_OfId):
 
 
 @dataclass(frozen=True)
-class Disable(_OfId):
+class _Waiting(_OfId):
+    """One that starts a transition; ``wait`` for its end: only stirrers need not."""
+
+    wait: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The step object."""
+        return {**super().to_json(), **({} if self.wait else {"wait": False})}
+
+
+@dataclass(frozen=True)
+class Disable(_Waiting):
     """Write 0 to a livepatch's ``enabled``; its module stays loaded.
 
     Where its transition is pending, this reverses it.
@@ -81,7 +122,7 @@ class Disable(_OfId):
 
 
 @dataclass(frozen=True)
-class Enable(_OfId):
+class Enable(_Waiting):
     """Write 1 to a livepatch's ``enabled``."""
 
     do = "enable"
@@ -230,6 +271,7 @@ Step = (
     | Unload
     | Load
     | Misuse
+    | Stir
 )
 
 
@@ -252,7 +294,7 @@ class Scenario:
     ``arch``: the only architecture that it is for; ``reach``: where BPF trampolines must
     be, and with it the call sites are looked at: ``near``, where a BL leads, or ``far``
     (a module's are near, unless they are the far ones); ``boot``: words that the
-    kernel's command line must have.
+    kernel's command line must have; ``cpus``: virtual CPUs that the VM must have.
     """
 
     name: str
@@ -264,11 +306,26 @@ class Scenario:
     arch: str = ""
     reach: str = ""
     boot: tuple[str, ...] = ()
+    cpus: int = 1
+
+    @property
+    def all_steps(self) -> tuple[Step | TraceAll, ...]:
+        """The steps, each ``stir`` followed by those of its stirrers."""
+        return tuple(
+            s
+            for step in self.steps
+            for s in (step, *(step.steps if isinstance(step, Stir) else ()))
+        )
+
+    @property
+    def stir(self) -> Stir | None:
+        """Its ``stir`` step, if it has one."""
+        return next((s for s in self.steps if isinstance(s, Stir)), None)
 
     @property
     def attachers(self) -> tuple[str, ...]:
-        """All attachers in it, each once, in order of arrival."""
-        return tuple(dict.fromkeys(s.attacher for s in self.steps if isinstance(s, Attach)))
+        """All attachers in it, each once, in order of arrival; those of stirrers too."""
+        return tuple(dict.fromkeys(s.attacher for s in self.all_steps if isinstance(s, Attach)))
 
     def placed(self, function: str) -> Scenario:
         """The scenario with a function in ANY's place."""
@@ -299,5 +356,10 @@ class Scenario:
 
     def wants(self) -> dict[str, Any]:
         """Of the replay form, what it wants of the VM beside what is usual."""
-        wanted = {"arch": self.arch, "reach": self.reach, "boot": list(self.boot)}
+        wanted = {
+            "arch": self.arch,
+            "reach": self.reach,
+            "boot": list(self.boot),
+            "cpus": self.cpus if self.cpus != 1 else 0,
+        }
         return {key: value for key, value in wanted.items() if value}

@@ -104,7 +104,7 @@ def test_tables_name_everything() -> None:
     assert first_column("function") == others | {lanes[0], lanes[-1]}
     assert first_column("`do`") == set(STEPS)
     assert first_column("key") == {
-        "name", "steps", "functions", "matrix", "watch", "ends_vm", "arch", "reach", "boot",
+        "name", "steps", "functions", "matrix", "watch", "ends_vm", "arch", "reach", "boot", "cpus",
     }  # fmt: skip
 
 

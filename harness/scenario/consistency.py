@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Scenarios in which functions are called without a pause while their code changes.
+
+They are named consistency/<what is stirred>/<what stays>/on:<function>.  What stays is
+there throughout, and is what the promise is about: under a ``livepatch`` a call never
+meets the original body; ``fentry``, ``fexit`` and ``ops`` count each call exactly
+(docs/consistency.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from harness.arch import X86_64
+
+from . import check
+from .steps import (
+    FTRACE_ENABLED,
+    Attach,
+    Detach,
+    Disable,
+    Hammer,
+    Load,
+    Modify,
+    Scenario,
+    Step,
+    Stir,
+    Stirrer,
+    TraceAll,
+    Unload,
+    Write,
+)
+
+#: Called by its address, through /proc, and by netlink.
+HOT, CMDLINE, LINK = "cohabit_hot", "cmdline_proc_show", "rtnl_getlink"
+_HAMMERS = {
+    HOT: (Hammer(HOT, "kernel"),),
+    CMDLINE: (Hammer(CMDLINE, "kernel"), Hammer(CMDLINE, "user")),
+    LINK: (Hammer(LINK, "user"),),
+}
+#: A tracer stays on this one, so that to toggle it on another is only a change of its filter.
+_ANCHOR = "version_proc_show"
+_CPUS = 2
+#: Rounds of what takes long by itself: a transition, a tracer on all functions.
+_ROUNDS, _ROUNDS_OF_ALL = 5, 2
+#: And how much longer it rests than it takes, so that the number of patches can be reached.
+_REST = 3
+_WIDE_US, _WIDE_PATCHES = 2000, 500
+_BESIDE = "function-tracer"
+
+
+def _cycle(name: str, *steps: Step | TraceAll) -> Stirrer:
+    return Stirrer(name, steps)
+
+
+def _on_and_off(attacher: str, function: str) -> Stirrer:
+    """Attached and detached, over and over."""
+    return _cycle(attacher, Attach("s", attacher, (function,)), Detach("s"))
+
+
+def _anchor(tracer: str) -> Attach:
+    return Attach("anchor", tracer, (_ANCHOR,))
+
+
+def _toggle(function: str, tracer: str = _BESIDE) -> Stirrer:
+    """The tracer goes to the function and leaves it; it never stops."""
+    return _cycle(tracer, Attach("t", tracer, (function,)), Detach("t"))
+
+
+def _trace_all(name: str, tracer: str) -> Stirrer:
+    """A tracer on all functions: tens of thousands of call sites, under one lock."""
+    return Stirrer(name, (TraceAll(tracer), TraceAll("nop")), rest=_REST)
+
+
+def _scenario(
+    name: str, stays: tuple[Attach, ...], stirrers: tuple[Stirrer, ...], function: str,
+    rounds: int = 1,
+) -> Scenario:  # fmt: skip
+    """What stays comes first and leaves last, in between it is stirred."""
+    stir = Stir(_HAMMERS[function], stirrers, rounds=rounds)
+    leaving = (Detach(attach.id) for attach in reversed(stays))
+    steps: tuple[Step, ...] = (*stays, stir, *leaving)
+    named = (function, *(f for step in steps for f in check.functions_of(step)))
+    functions = tuple(dict.fromkeys(named))
+    return Scenario(f"consistency/{name}/on:{function}", functions, steps, cpus=_CPUS)
+
+
+def _stay(attacher: str, *functions: str) -> Attach:
+    return Attach("stays", attacher, functions)
+
+
+def _counting(function: str) -> str:
+    """What counts exactly there; BPF programs for a module's function need more of a kernel."""
+    return "ops" if function == HOT else "fentry"
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    """Functions, each with what may stay there."""
+    for function in (HOT, CMDLINE):
+        yield function, "livepatch"
+        yield function, _counting(function)
+
+
+def _tracers() -> Iterator[Scenario]:
+    for tracer in ("function-tracer", "function-graph"):
+        for function, stays in (*_places(), (LINK, "livepatch"), (LINK, "fentry")):
+            yield _scenario(
+                f"{tracer}/{stays}",
+                (_anchor(tracer), _stay(stays, function)),
+                (_toggle(function, tracer),),
+                function,
+            )
+    for function, stays in _places():
+        yield _scenario(
+            f"function-tracer-all/{stays}",
+            (_anchor(_BESIDE), _stay(stays, function)),
+            (_toggle(function), _trace_all("function-tracer-all", "function")),
+            function,
+            _ROUNDS_OF_ALL,
+        )
+        # Before tracing instances had it, function_graph took the top instance's tracer away:
+        # so what brings the patches is none.
+        yield _scenario(
+            f"function-graph-all/{stays}",
+            (_stay(stays, function),),
+            (
+                _on_and_off("ops", function),
+                _trace_all("function-graph-all", "function_graph"),
+            ),
+            function,
+            _ROUNDS_OF_ALL,
+        )
+
+
+def _attachers() -> Iterator[Scenario]:
+    for attacher in ("ops", "kprobe"):
+        for function, stays in _places():
+            stirrers = (_on_and_off(attacher, function),)
+            yield _scenario(f"{attacher}/{stays}", (_stay(stays, function),), stirrers, function)
+    for attacher in ("fentry", "fexit"):
+        for function, stays in (
+            (HOT, "livepatch"), (CMDLINE, "livepatch"), (CMDLINE, "fentry"), (LINK, "livepatch"),
+        ):  # fmt: skip
+            stirrers = (_on_and_off(attacher, function),)
+            yield _scenario(f"{attacher}/{stays}", (_stay(stays, function),), stirrers, function)
+
+
+def _direct() -> Iterator[Scenario]:
+    """A direct call comes and goes; and one that stays is modified."""
+    for function in (HOT, CMDLINE):
+        # Only one that agrees to share may be beside a livepatch.
+        for stays, attacher in (("livepatch", "direct-share"), ("ops", "direct")):
+            stirrer = _cycle(
+                attacher,
+                Attach("s", attacher, (function,)),
+                Modify("s", 1),
+                Modify("s", 0),
+                Detach("s"),
+            )
+            yield _scenario(f"direct/{stays}", (_stay(stays, function),), (stirrer,), function)
+        modify = _cycle("modify", Modify("d", 1), Modify("d", 0))
+        yield _scenario(
+            "direct-modify/direct", (Attach("d", "direct", (function,)),), (modify,), function
+        )
+        yield _scenario(
+            "direct-modify/livepatch",
+            (_stay("livepatch", function), Attach("d", "direct-share", (function,))),
+            (modify,),
+            function,
+        )
+
+
+def _patch(function: str) -> Stirrer:
+    return _cycle("livepatch", Attach("p", "livepatch", (function,)), Detach("p"))
+
+
+def _reversal(function: str) -> Stirrer:
+    """A transition is turned back before it has ended."""
+    return _cycle(
+        "reversal",
+        Attach("r", "livepatch", (function,), wait=False),
+        Disable("r", wait=False),
+        Detach("r"),
+    )
+
+
+def _replacing(function: str, other: str = "p") -> Stirrer:
+    """What stays is replaced by another and replaces that again: one of them is always there."""
+    return _cycle(
+        "replace",
+        Attach(other, "livepatch-replace", (function,)),
+        Detach("stays"),
+        Attach("stays", "livepatch-replace", (function,)),
+        Detach(other),
+    )
+
+
+def _slow() -> Iterator[Scenario]:
+    """What takes long by itself, beside a tracer's filter, which patches all the time."""
+    for function, stays in _places():
+        there = (_anchor(_BESIDE), _stay(stays, function))
+        for stirrer in (_patch(function), _reversal(function)):
+            yield _scenario(
+                f"{stirrer.name}/{stays}", there, (_toggle(function), stirrer), function, _ROUNDS
+            )
+        off_on = _cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1"))
+        yield _scenario(
+            f"ftrace_enabled/{stays}", there, (_toggle(function), off_on), function, _ROUNDS
+        )
+        if stays == "livepatch":
+            yield _scenario(
+                "replace/livepatch",
+                (_anchor(_BESIDE), _stay("livepatch-replace", function)),
+                (_toggle(function), _replacing(function)),
+                function,
+                _ROUNDS,
+            )
+    module = _cycle("module", Unload(), Load())
+    for kept in (_stay("livepatch", CMDLINE, "cohabit_f1"), _stay("fentry", CMDLINE)):
+        yield _scenario(
+            f"module/{kept.attacher}",
+            (_anchor(_BESIDE), kept),
+            (_toggle(CMDLINE), module),
+            CMDLINE,
+            _ROUNDS,
+        )
+
+
+def _widened() -> Iterator[Scenario]:
+    """The window between two steps of a patch held open; arm64 patches in one step."""
+    for function in (HOT, CMDLINE):
+        usual = _scenario(
+            "function-tracer/livepatch",
+            (_anchor(_BESIDE), _stay("livepatch", function)),
+            (_toggle(function),),
+            function,
+        )
+        assert usual.stir is not None
+        wide = replace(usual.stir, widen_us=_WIDE_US, patches=_WIDE_PATCHES)
+        steps = tuple(wide if isinstance(s, Stir) else s for s in usual.steps)
+        yield replace(usual, name=f"{usual.name}/widened", steps=steps, arch=X86_64.name)
+
+
+def _everything() -> Scenario:
+    """All stirrers at once, for soaks.  Those of livepatches take turns: there is one transition
+    at a time."""
+    there = (
+        _anchor(_BESIDE),
+        _stay("livepatch-replace", HOT),
+        Attach("also", "ops", (HOT,)),
+        Attach("prog", "fentry", (CMDLINE,)),
+    )
+    turns = _cycle(
+        "livepatch",
+        *_patch(HOT).steps,
+        *_reversal(HOT).steps,
+        *_replacing(HOT, "q").steps,
+    )
+    stirrers = (
+        _toggle(HOT),
+        _trace_all("function-tracer-all", "function"),
+        _cycle("ops", Attach("o", "ops", (HOT,)), Detach("o")),
+        _cycle("kprobe", Attach("k", "kprobe", (HOT,)), Detach("k")),
+        _cycle(
+            "direct",
+            Attach("d", "direct-share", (HOT,)),
+            Modify("d", 1),
+            Modify("d", 0),
+            Detach("d"),
+        ),
+        _cycle("fentry", Attach("f", "fentry", (CMDLINE,)), Detach("f")),
+        _cycle("fexit", Attach("x", "fexit", (CMDLINE,)), Detach("x")),
+        _cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1")),
+        turns,
+    )
+    made = _scenario("everything/livepatch", there, stirrers, HOT)
+    assert made.stir is not None
+    both = replace(made.stir, hammers=(*_HAMMERS[HOT], *_HAMMERS[CMDLINE]))
+    steps = tuple(both if isinstance(s, Stir) else s for s in made.steps)
+    return replace(made, steps=steps)
+
+
+@functools.cache
+def scenarios() -> tuple[Scenario, ...]:
+    """All of them."""
+    return (
+        *_tracers(),
+        *_attachers(),
+        *_direct(),
+        *_slow(),
+        *_widened(),
+        _everything(),
+    )
