@@ -183,7 +183,8 @@ class Stir:
     def progress(self, wait: float) -> dict[str, Any]:
         """What was done since the last time, after ``wait`` seconds or when it is over.
 
-        ``over`` also says that each stirrer has come to the end of its cycle.
+        ``over`` also says that each stirrer has come to the end of its cycle; ``stuck``, if it
+        is there, has words for each that has not, long after it should have.
         """
         deadline = time.monotonic() + wait
         while True:
@@ -192,7 +193,7 @@ class Stir:
             if over or time.monotonic() >= deadline:
                 break
             time.sleep(min(_LOOK, max(0.0, deadline - time.monotonic())))
-        stuck = [] if self._stopped is None else [s.name for s in self._stirrers if s.stuck()]
+        stuck = {s.name: s.stuck() for s in self._stirrers if s.stuck()}
         return {
             "over": over,
             "calls": self._calls(),

@@ -23,6 +23,10 @@ _UNMAKERS = {"detach": "id", "release": "id", "unload": "module"}
 _USERS = {"modify": "id", "disable": "id", "enable": "id", "force": "id"}
 
 
+#: Slept after each cycle, in seconds.
+_BREATH = 0.001
+
+
 class Op(NamedTuple):
     """One act that a stirrer did: ``stirrer`` and ``step`` are numbers, times time.monotonic()."""
 
@@ -156,6 +160,8 @@ class Stirrer:
                 time.sleep(pause)
             self._op(number)
         self._tidy()
+        # A cycle may be nothing that waits in the kernel: the others' threads come first.
+        time.sleep(_BREATH)
 
     def _tidy(self) -> None:
         """Goes back to how it was before the first cycle, where a refused step is in the way."""
@@ -184,9 +190,12 @@ class Stirrer:
         try:
             work.allow(step, "during")
             t0 = time.monotonic()
-            error = int(work.act(step)["errno"])
+            result = work.act(step)
             t1 = time.monotonic()
-            work.allow(step, None if error else "after")
+            error = int(result["errno"])
+            # A transition that goes on after all patience: what may be during it still may.
+            if error or result.get("done", True):
+                work.allow(step, None if error else "after")
         finally:
             self._doing = None
         self.outcomes[number, error] = self.outcomes.get((number, error), 0) + 1
