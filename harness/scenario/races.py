@@ -39,7 +39,7 @@ from .steps import (
 #: Functions that stirrers share: a module's, hammered by kernel threads, and one of vmlinux,
 #: read through /proc; BPF programs for functions of modules need more of a kernel.
 HOT, CMDLINE, VERSION = "cohabit_hot", "cmdline_proc_show", "version_proc_show"
-GETPGID = "security_task_getpgid"
+GETPGID, LINK = "security_task_getpgid", "rtnl_getlink"
 _KERNEL, _USER = Hammer(HOT, "kernel"), Hammer(CMDLINE, "user")
 CPUS = 2
 #: Rounds of each stirrer, and of one that has all functions traced; calls of all hammers.
@@ -285,6 +285,27 @@ def scenarios() -> tuple[Scenario, ...]:
             ),
             both,
             _stay(HOT, CMDLINE),
+        ),
+        # Who stays has the same ops as those that come to another function, and counts exactly.
+        scenario(
+            "races/elsewhere",
+            (
+                *_several("kprobe", VERSION, VERSION),
+                toggle("kretprobe", VERSION),
+                toggle("direct", VERSION),
+                _modified("direct-share", GETPGID),
+                toggle("fentry", LINK),
+                toggle("fexit", LINK),
+                toggle("ops", VERSION, LINK),
+            ),
+            both,
+            (
+                Attach("ops-1", "ops", (HOT,)),
+                Attach("kprobe-stays", "kprobe", (HOT,)),
+                Attach("direct-stays", "direct", (HOT,)),
+                Attach("ops-2", "ops", (CMDLINE,)),
+                Attach("fentry-stays", "fentry", (CMDLINE,)),
+            ),
         ),
         # Nobody calls: only who attaches is there, and each function is empty again and again.
         scenario(
