@@ -60,9 +60,12 @@ static void stop_hammer(struct cohabit_hammers *hammer)
 	unsigned int i;
 
 	WRITE_ONCE(hammer->stopped, true);
-	for (i = 0; i < hammer->nr; i++)
-		if (hammer->threads[i].task)
-			kthread_stop(hammer->threads[i].task);
+	for (i = 0; i < hammer->nr; i++) {
+		if (!hammer->threads[i].task)
+			continue;
+		kthread_stop(hammer->threads[i].task);
+		put_task_struct(hammer->threads[i].task);
+	}
 }
 
 static int make_thread(struct cohabit_hammer_thread *thread, unsigned int cpu, const char *path)
@@ -83,6 +86,8 @@ static int make_thread(struct cohabit_hammer_thread *thread, unsigned int cpu, c
 		return PTR_ERR(task);
 	kthread_bind(task, cpu);
 	set_user_nice(task, HAMMER_NICE);
+	/* It may die of what it calls. */
+	get_task_struct(task);
 	thread->task = task;
 	return 0;
 }
