@@ -66,8 +66,8 @@ class Acts:
         return self._links is not None
 
     def act(self, act: dict[str, Any]) -> dict[str, Any]:
-        """Does one act; ``errno``, ``remark``, ``s`` that it took, what was ``held``, and of the
-        end of a stir step what was ``stirred``.
+        """Does one act; ``errno``, ``remark``, ``s`` that it took, what was ``held``, ``done``
+        (only where it is False: see Outcome), and of a stir step's end what was ``stirred``.
 
         Threads can do acts at once, each with attachments of its own.
         """
@@ -81,6 +81,7 @@ class Acts:
             "remark": outcome.remark,
             "s": round(time.monotonic() - began, 6),
             "held": outcome.held,
+            **({} if outcome.done else {"done": False}),
             **({"stirred": outcome.stirred} if outcome.stirred is not None else {}),
         }
 

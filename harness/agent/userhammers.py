@@ -280,7 +280,7 @@ def ways(function: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], J
         sock.send(request)
         try:
             # The kernel answers before send() returns, or not at all.
-            return sock.recv(65536, socket.MSG_DONTWAIT)
+            return sock.recv(8192, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return b""
 

@@ -43,7 +43,7 @@ GETPGID, LINK = "security_task_getpgid", "rtnl_getlink"
 _KERNEL, _USER = Hammer(HOT, "kernel"), Hammer(CMDLINE, "user")
 CPUS = 2
 #: Rounds of each stirrer, and of one that has all functions traced; calls of all hammers.
-ROUNDS, _ROUNDS_OF_ALL, CALLS = 10, 2, 1000
+ROUNDS, _ROUNDS_OF_ALL, _CALLS = 10, 2, 1000
 
 
 def cycle(name: str, *steps: Step | TraceAll) -> Stirrer:
@@ -90,13 +90,13 @@ def scenario(
     hammers: tuple[Hammer, ...] = (_KERNEL,),
     there: tuple[Attach, ...] = (),
     rounds: int = ROUNDS,
-    after: tuple[Step, ...] = (),
+    calls: int = _CALLS,
 ) -> Scenario:
-    """``there`` comes first and leaves last; ``after``: what is done before it leaves."""
-    calls = CALLS if hammers else 0
+    """One that stirs; ``there`` comes first and leaves last."""
+    calls = calls if hammers else 0
     stir = Stir(hammers, tuple(stirrers), calls=calls, patches=0, rounds=rounds)
     leaving = (Detach(attach.id) for attach in reversed(there))
-    steps: tuple[Step, ...] = (*there, stir, *after, *leaving)
+    steps: tuple[Step, ...] = (*there, stir, *leaving)
     functions = dict.fromkeys(f for step in steps for f in check.functions_of(step))
     return Scenario(name, tuple(functions), steps, cpus=CPUS)
 

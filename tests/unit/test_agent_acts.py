@@ -54,12 +54,13 @@ def test_lanes_are_a_bitmap() -> None:
 
 def test_stat_is_read_as_the_abi_has_it() -> None:
     stat = abi.Stat(
-        kind=1, slot=2, index=3, nr_args=4, hits=5, others=6, ret=17, via=21, has_ret=22
+        kind=1, slot=2, index=3, nr_args=4, hits=5, others=6, ret=17, misses=21, via=26, has_ret=27
     )
     stat.args[:] = range(7, 17)
     stat.share_self, stat.share_peer, stat.unshare_peer = 18, 19, 20
     assert STAT.size == ctypes.sizeof(abi.Stat)
-    assert list(STAT.unpack(bytes(stat))) == list(range(1, 23))
+    stat.through[:] = range(22, 26)
+    assert list(STAT.unpack(bytes(stat))) == list(range(1, 28))
 
 
 def test_attribution() -> None:
