@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,9 @@ def test_an_old_qemu_is_refused_before_anything_boots(
 
 
 class Counted(StirringKernel):
-    """Counts the CPUs of all that are there at a time."""
+    """Counts the CPUs of all that are there at a time; ``meeting``: all must be there at once."""
+
+    meeting: threading.Barrier | None = None
 
     lock = threading.Lock()
     now = 0
@@ -161,7 +162,8 @@ class Counted(StirringKernel):
         with Counted.lock:
             Counted.now += self.cpus
             Counted.most = max(Counted.most, Counted.now)
-        time.sleep(0.02)
+        if Counted.meeting:
+            Counted.meeting.wait(30)
         return super().start()
 
     def stop(self) -> None:
@@ -169,9 +171,13 @@ class Counted(StirringKernel):
             Counted.now -= self.cpus
 
 
-def _run(directory: Path, cpus: tuple[int, ...], jobs: int, host: int) -> int:
-    """The most CPUs that VMs had at a time; works with so many CPUs for each VM."""
+def _run(directory: Path, cpus: tuple[int, ...], jobs: int, host: int, meeting: int = 0) -> int:
+    """The most CPUs that VMs had at a time; works with so many CPUs for each VM.
+
+    ``meeting``: so many VMs are there at once, or none of them goes on.
+    """
     Counted.now = Counted.most = 0
+    Counted.meeting = threading.Barrier(meeting) if meeting else None
     works = []
     profile = choose("6.12.0", {})
     for number, count in enumerate(cpus):
@@ -195,7 +201,7 @@ def _run(directory: Path, cpus: tuple[int, ...], jobs: int, host: int) -> int:
 def test_vms_with_several_cpus_run_one_at_a_time_on_a_small_host(tmp_path: Path) -> None:
     assert _run(tmp_path / "a", (2, 2, 2), 3, 2) == 2
     assert _run(tmp_path / "b", (2, 1, 1, 2), 4, 2) == 2
-    assert _run(tmp_path / "c", (2, 2), 2, 4) == 4
+    assert _run(tmp_path / "c", (2, 2), 2, 4, meeting=2) == 4
 
 
 def test_one_runs_even_where_the_host_has_too_few(tmp_path: Path) -> None:
@@ -203,4 +209,4 @@ def test_one_runs_even_where_the_host_has_too_few(tmp_path: Path) -> None:
 
 
 def test_vms_with_one_cpu_are_as_many_as_there_are_jobs(tmp_path: Path) -> None:
-    assert _run(tmp_path, (1, 1, 1, 1), 4, 1) > 1
+    assert _run(tmp_path, (1, 1, 1, 1), 4, 1, meeting=4) == 4
