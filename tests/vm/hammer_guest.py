@@ -35,7 +35,7 @@ KINDS = {
     "fprobe-exit": (abi.KIND_FPROBE, abi.F_EXIT),
 }
 #: Wait at most so long for anything, in seconds.
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def request(fd: int, number: int, argument: Any) -> int:

@@ -24,7 +24,7 @@ CPUS = 2
 HOT, READ = "cohabit_hot", "cmdline_proc_show"
 KINDS = ("ops", "direct", "kprobe", "kretprobe", "fprobe", "fprobe-exit")
 #: Seconds that the guest has, on a fast machine.
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 IPMODIFY = str(abi.TAG_IPMODIFY)
 ORIGINAL = str(abi.TAG_ORIGINAL)
 LIVEPATCH = str(abi.TAG_LIVEPATCH)
