@@ -18,6 +18,7 @@
 #include <linux/overflow.h>
 #include <linux/rcupdate.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
@@ -60,9 +61,12 @@ static void stop_hammer(struct cohabit_hammers *hammer)
 	unsigned int i;
 
 	WRITE_ONCE(hammer->stopped, true);
-	for (i = 0; i < hammer->nr; i++)
-		if (hammer->threads[i].task)
-			kthread_stop(hammer->threads[i].task);
+	for (i = 0; i < hammer->nr; i++) {
+		if (!hammer->threads[i].task)
+			continue;
+		kthread_stop(hammer->threads[i].task);
+		put_task_struct(hammer->threads[i].task);
+	}
 }
 
 static int make_thread(struct cohabit_hammer_thread *thread, unsigned int cpu, const char *path)
@@ -83,6 +87,8 @@ static int make_thread(struct cohabit_hammer_thread *thread, unsigned int cpu, c
 		return PTR_ERR(task);
 	kthread_bind(task, cpu);
 	set_user_nice(task, HAMMER_NICE);
+	/* It may die of what it calls. */
+	get_task_struct(task);
 	thread->task = task;
 	return 0;
 }

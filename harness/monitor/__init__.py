@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What console and kernel messages mean: bytes in, findings out.  No I/O."""
 
-from harness.monitor.boot import boot_failure
+from harness.monitor.boot import boot_failure, emulator_failed
 from harness.monitor.findings import Finding, Severity
 from harness.monitor.lines import Line, LineSplitter, parse_lines
 from harness.monitor.monitor import Monitor, Record
@@ -14,5 +14,6 @@ __all__ = [
     "Record",
     "Severity",
     "boot_failure",
+    "emulator_failed",
     "parse_lines",
 ]

@@ -32,6 +32,18 @@ _QEMU = re.compile(
 )
 
 
+# An assertion of its own that did not hold (glib's or libc's words): seen now and then with
+# several emulated CPUs, while the guest sizes a BAR (hw/pci/msix.c: msix_table_mmio_write).
+_EMULATOR = re.compile(
+    r"^(?:\S*/)?qemu(?:-system-\w+|-kvm)?: .*Assertion .*failed|^ERROR:.*assertion"
+)
+
+
+def emulator_failed(reason: str) -> bool:
+    """Whether what ``boot_failure`` gave is a bug of QEMU, not of the kernel under test."""
+    return bool(_EMULATOR.search(reason))
+
+
 def boot_failure(lines: Iterable[str]) -> str | None:
     """Return why the boot failed, in one line, or None if nothing says so.
 

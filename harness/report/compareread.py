@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _NUMBER = re.compile(r"\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b|\d+")
 #: What GCC appends to the names of functions that it specialised or split.
 _CLONE = re.compile(r"(?<=\w)(?:\.(?:isra|constprop|part|cold)(?:\.\d+)?)+\b")
 #: A body or a module that is one of several alike: ``livepatch-a``, ``fmod_ret-1``.
+_COUNT = re.compile(r"\d[\d,]*")
 _SLOT = re.compile(r"\b(livepatch|ipmodify|fmod_ret|cohabit_klp)([-_])(?:[a-z]|\d+)\b")
 #: What a slow machine makes a kernel say, whatever was changed in it.
 _SLOWNESS = re.compile(
@@ -179,6 +180,12 @@ def act(scenario: Scenario, spec: Mapping[str, Any]) -> str:
 
 def contradiction(scenario: Scenario, step: Step, mismatch: Mismatch) -> str:
     """A mismatch as one line that equal ones of other scenarios and runs share."""
+    if mismatch.witness == "consistency":
+        # How many of how many, and when first, is another each time.
+        told = (
+            _COUNT.sub("N", str(t).partition(";")[0]) for t in (mismatch.expected, mismatch.seen)
+        )
+        mismatch = replace(mismatch, **dict(zip(("expected", "seen"), told, strict=True)))
     parts = diff(mismatch)
     wanted, seen = ("; ".join(t for s, t in parts if s == sign) or "none" for sign in "-+")
     line = f"{act(scenario, step.spec)}: {subject(mismatch)}: expected {wanted}, saw {seen}"
@@ -212,6 +219,9 @@ def _step(
                 yield Fact(f"{key} of {place}" if place else key, one, other)
     for key, value in (seen.get("sysctl") or {}).items():
         yield Fact(str(key), str(value), str((said.get("sysctl") or {}).get(key)))
+    if stirred := seen.get("stirred"):
+        wrong = {str(kind) for h in stirred.get("hammers") or () for kind in h.get("wrong") or ()}
+        yield Fact("wrong calls", ", ".join(sorted(wrong)) or "none", "none")
     if held := seen.get("held"):
         yield Fact("held call", _body(str(held.get("body")), names), _held(said, names))
     if not scenario.group:

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.consistency import nothing_to_stir
 from harness.errors import InfraError
+from harness.monitor import emulator_failed
 from harness.oracle import observation
 from harness.policy import known
 from harness.policy.profile import Profile, release_version
@@ -138,7 +139,8 @@ class Session:
             if accident.verdict in ("LOST", "HANG", "CRASH") and (
                 reason := self._target.boot_failure()
             ):
-                raise AccidentError("BOOT_FAIL", reason, accident.backtraces) from accident
+                verdict = "INFRA" if emulator_failed(reason) else "BOOT_FAIL"
+                raise AccidentError(verdict, reason, accident.backtraces) from accident
             if accident.verdict == "HANG":
                 raise AccidentError(
                     "BOOT_FAIL", "the agent did not come up", accident.backtraces

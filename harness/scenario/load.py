@@ -11,15 +11,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from .races import CALLS, CMDLINE, CPUS, GETPGID, HOT, cycle, scenario, toggle, turned
+from .races import CMDLINE, CPUS, GETPGID, HOT, cycle, scenario, toggle, turned
 from .steps import Attach, Call, Detach, Hammer, Hold, Release, Scenario, Stir
 
 HOLD = "cohabit_hold"
 SPIN, READ, FORK = Hammer(HOT, "kernel"), Hammer(CMDLINE, "user"), Hammer(GETPGID, "fork")
 #: Seconds that a transition which must not end is given to end.
 _PENDING = 10
-#: Rounds of what takes a transition.
-_ROUNDS = 5
+#: Rounds of what takes a transition; calls, as a fork for each takes its time.
+_ROUNDS, _CALLS = 10, 100
 
 
 #: Calls stay asleep in the function until they are let go.
@@ -38,7 +38,7 @@ def _transitions() -> Iterator[Scenario]:
             ("", toggle("livepatch", *functions)),
             ("/reversal", turned(*functions)),
         ):
-            yield scenario(f"load/{what}{name}", (patch,), hammers, rounds=_ROUNDS)
+            yield scenario(f"load/{what}{name}", (patch,), hammers, rounds=_ROUNDS, calls=_CALLS)
 
 
 def _sleeping() -> Iterator[Scenario]:
@@ -56,7 +56,7 @@ def _pending() -> Iterator[Scenario]:
         stir = Stir(
             hammers,
             (toggle("ops", HOT),),
-            calls=CALLS,
+            calls=_CALLS,
             patches=0,
             rounds=_ROUNDS,
             at_least=_PENDING,

@@ -39,11 +39,11 @@ from .steps import (
 #: Functions that stirrers share: a module's, hammered by kernel threads, and one of vmlinux,
 #: read through /proc; BPF programs for functions of modules need more of a kernel.
 HOT, CMDLINE, VERSION = "cohabit_hot", "cmdline_proc_show", "version_proc_show"
-GETPGID = "security_task_getpgid"
+GETPGID, LINK = "security_task_getpgid", "rtnl_getlink"
 _KERNEL, _USER = Hammer(HOT, "kernel"), Hammer(CMDLINE, "user")
 CPUS = 2
 #: Rounds of each stirrer, and of one that has all functions traced; calls of all hammers.
-ROUNDS, _ROUNDS_OF_ALL, CALLS = 10, 2, 1000
+ROUNDS, _ROUNDS_OF_ALL, _CALLS = 10, 2, 1000
 
 
 def cycle(name: str, *steps: Step | TraceAll) -> Stirrer:
@@ -90,13 +90,13 @@ def scenario(
     hammers: tuple[Hammer, ...] = (_KERNEL,),
     there: tuple[Attach, ...] = (),
     rounds: int = ROUNDS,
-    after: tuple[Step, ...] = (),
+    calls: int = _CALLS,
 ) -> Scenario:
-    """``there`` comes first and leaves last; ``after``: what is done before it leaves."""
-    calls = CALLS if hammers else 0
+    """One that stirs; ``there`` comes first and leaves last."""
+    calls = calls if hammers else 0
     stir = Stir(hammers, tuple(stirrers), calls=calls, patches=0, rounds=rounds)
     leaving = (Detach(attach.id) for attach in reversed(there))
-    steps: tuple[Step, ...] = (*there, stir, *after, *leaving)
+    steps: tuple[Step, ...] = (*there, stir, *leaving)
     functions = dict.fromkeys(f for step in steps for f in check.functions_of(step))
     return Scenario(name, tuple(functions), steps, cpus=CPUS)
 
@@ -285,6 +285,27 @@ def scenarios() -> tuple[Scenario, ...]:
             ),
             both,
             _stay(HOT, CMDLINE),
+        ),
+        # Who stays has the same ops as those that come to another function, and counts exactly.
+        scenario(
+            "races/elsewhere",
+            (
+                *_several("kprobe", VERSION, VERSION),
+                toggle("kretprobe", VERSION),
+                toggle("direct", VERSION),
+                _modified("direct-share", GETPGID),
+                toggle("fentry", LINK),
+                toggle("fexit", LINK),
+                toggle("ops", VERSION, LINK),
+            ),
+            both,
+            (
+                Attach("ops-1", "ops", (HOT,)),
+                Attach("kprobe-stays", "kprobe", (HOT,)),
+                Attach("direct-stays", "direct", (HOT,)),
+                Attach("ops-2", "ops", (CMDLINE,)),
+                Attach("fentry-stays", "fentry", (CMDLINE,)),
+            ),
         ),
         # Nobody calls: only who attaches is there, and each function is empty again and again.
         scenario(

@@ -14,6 +14,7 @@ from harness.monitor import (
     LineSplitter,
     Monitor,
     boot_failure,
+    emulator_failed,
     parse_lines,
     patterns,
 )
@@ -364,3 +365,20 @@ def test_boot_failure(name: str, reason: str | None) -> None:
 def test_boot_failure_lines(text: str, reason: str | None) -> None:
     got = boot_failure(text.strip("\r\n").split("\n"))
     assert got == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "emulator"),
+    [
+        (
+            "qemu-system-x86_64: hw/pci/msix.c:228: msix_table_mmio_write: Assertion `addr + size "
+            "<= dev->msix_entries_nr * PCI_MSIX_ENTRY_SIZE' failed.",
+            True,
+        ),
+        ("qemu-system-aarch64: cannot set up guest memory 'mem': Cannot allocate memory", False),
+        ("Kernel panic - not syncing: Assertion failed", False),
+        ("KVM internal error. Suberror: 1", False),
+    ],
+)
+def test_a_bug_of_the_emulator_is_not_the_kernels(reason: str, emulator: bool) -> None:
+    assert emulator_failed(reason) is emulator

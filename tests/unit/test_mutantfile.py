@@ -45,7 +45,11 @@ def write(directory: Path, text: str, name: str = "small") -> Path:
 
 
 def of(arch: Arch) -> list[Mutant]:
-    return [m for m in MUTANTS if arch.name in m.arches]
+    """Those that steps one after the other can notice."""
+    return [m for m in MUTANTS if arch.name in m.arches and not m.race]
+
+
+RACES = [m for m in MUTANTS if m.race]
 
 
 def breakable() -> set[str]:
@@ -76,7 +80,11 @@ class TestFiles:
         if mutant.equivalent:
             assert mutant.expect == "nothing"
         else:
-            assert re.match(r"(errno|registry|site|behaviour|log)( and \w+)?: ", mutant.expect)
+            witnesses = "errno|registry|site|behaviour|log"
+            if mutant.race:
+                # What hammers counted, and what the kernel says of itself.
+                witnesses += "|stirred|report"
+            assert re.match(rf"({witnesses})( and \w+)?: ", mutant.expect)
 
     def test_every_rule_has_one_or_a_reason(self) -> None:
         broken = {rule for m in MUTANTS if not m.equivalent for rule in m.rules}
@@ -106,6 +114,17 @@ class TestFiles:
             for word in (*mutant.rules, *mutant.bug.split()[:1]):
                 assert word in breaks, mutant.name
 
+    def test_races(self) -> None:
+        rows = table("The races")
+        assert list(rows) == [m.name for m in RACES]
+        for mutant in RACES:
+            assert rows[mutant.name][0] == (mutant.flavour or "plain")
+        # Only work at the same time notices them, on kernels that look for trouble or not.
+        assert len(RACES) >= 9
+        assert {m.flavour for m in RACES} == {"", "debug", "kasan"}
+        sets = {name.split("/")[0] for m in RACES for name in m.selected()}
+        assert sets == {"consistency", "races", "load"}
+
     def test_no_two_are_the_same(self) -> None:
         assert len({m.patch for m in MUTANTS}) == len(MUTANTS)
 
@@ -129,6 +148,17 @@ class TestParse:
         text = GOOD.replace("Rule: ", "Arch: x86_64 arm64\nRule: ")
         assert parse(write(tmp_path, text)).arches == ("x86_64", "arm64")
 
+    def test_a_race_on_a_flavour(self, tmp_path: Path) -> None:
+        mutant = parse(write(tmp_path, GOOD))
+        assert (mutant.flavour, mutant.race) == ("", "")
+        text = GOOD.replace("Rule: one-direct welcome", "Flavour: kasan\nRace: freed too early")
+        text = re.sub(r"Bug: .*\n", "", text).replace("direct/alone", "races/direct load/all")
+        mutant = parse(write(tmp_path, text))
+        assert (mutant.flavour, mutant.race) == ("kasan", "freed too early")
+        assert mutant.rules == ()
+        # Those that are run only where they are named come last.
+        assert mutant.selected()[-2:] == ("races/direct", "load/all")
+
     def test_selected_in_the_catalogues_order(self, tmp_path: Path) -> None:
         text = GOOD.replace("attach:ab/*", "attach:ab/detach:??")
         names = parse(write(tmp_path, text)).selected()
@@ -149,6 +179,7 @@ class TestParse:
             ("Scenarios: direct/alone livepatch+direct/attach:ab/*\n", "", 5, "no Scenarios"),
             ("one-direct welcome", "one-direct wellcome", 2, "'wellcome'"),
             ("Rule: ", "Arch: arm32\nRule: ", 2, "no architecture 'arm32'"),
+            ("Rule: ", "Flavour: sweet\nRule: ", 2, "no flavour 'sweet'"),
             ("direct/alone ", "direct/together ", 4, "'direct/together'"),
             ("56b3c85e153b", "56b3c85", 3, "12 digits"),
             ("Rule: ", "Rules: ", 2, "no line of a header"),
@@ -179,7 +210,7 @@ class TestParse:
         ruleless = GOOD.replace("Rule: one-direct welcome\n", "")
         assert parse(write(tmp_path, ruleless)).rules == ()
         neither = re.sub(r"Bug: .*\n", "", ruleless)
-        with pytest.raises(UsageError, match="neither Rule nor Bug"):
+        with pytest.raises(UsageError, match="no Rule, Bug or Race"):
             parse(write(tmp_path, neither))
 
     def test_header_without_an_end(self, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from model_kernel import Event
 from stir_kernel import stir_run
 
 from harness.report import html, jsonout, junit, ktap, stirred, text
+from harness.report.compareread import Fact, contradiction, facts
 from harness.report.model import RunModel, read
 from harness.report.progress import Progress
 from harness.report.words import step_title
@@ -195,3 +196,27 @@ def test_progress_tells_how_far_it_is(tmp_path: Path) -> None:
     assert lines == [
         f"vm0: {PASSING}, 31.0 s: 4,000 calls, 50 patches, 1 of ops",
     ]
+
+
+def test_compared_runs_don_t_differ_in_how_often_a_call_was_wrong(tmp_path: Path) -> None:
+    def more(result: Event) -> None:
+        body(result)
+        result["hammers"][1]["wrong"]["body"] = 7
+        result["hammers"][1]["first"]["t"] = 99.0
+
+    said = []
+    for name, spoil in (("a", body), ("b", more)):
+        found = model(tmp_path / name, WIDENED, spoil)
+        (scenario,) = found.scenarios
+        (step,) = scenario.bad_steps
+        said.append([contradiction(scenario, step, m) for m in step.mismatches])
+    assert said[0][0] == said[1][0]
+    assert "N of N calls met a body that was not allowed then" in said[0][0]
+
+
+def test_a_comparison_knows_that_calls_were_wrong(failed: RunModel, tmp_path: Path) -> None:
+    (scenario,) = failed.scenarios
+    found = {fact for step in facts(scenario) for fact in step.facts}
+    assert Fact("wrong calls", "body", "none") in found
+    (fine,) = model(tmp_path / "fine", WIDENED).scenarios
+    assert Fact("wrong calls", "none", "none") in {f for step in facts(fine) for f in step.facts}

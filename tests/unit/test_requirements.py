@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -159,3 +160,36 @@ def test_the_functions_here_are_what_they_are_taken_for() -> None:
     assert FUNCTIONS[VMLINUX].module is None
     assert FUNCTIONS[VMLINUX].fmod_ret
     assert FUNCTIONS[MODULE].module is not None
+
+
+# --- what is stirred ---------------------------------------------------------------------------
+
+
+def stirred(name: str) -> Scenario:
+    (scenario,) = catalogue.select([f"consistency/{name}"])
+    return scenario
+
+
+def test_what_stirrers_attach_is_needed_too() -> None:
+    fentry = stirred("fentry/livepatch/on:cmdline_proc_show")
+    assert needs_compiler(fentry)
+    no_btf = {**FACTS, "vmlinux_btf": False}
+    assert "no BTF" in (skip_reason(fentry, no_btf) or "")
+    assert skip_reason(stirred("ops/ops/on:cohabit_hot"), no_btf) is None
+    on_module = stirred("fentry/livepatch/on:cohabit_hot")
+    assert "no BTF for modules" in (skip_reason(on_module, {**FACTS, "module_btf": False}) or "")
+    modify = stirred("direct-modify/direct/on:cohabit_hot")
+    assert "cannot be modified" in (skip_reason(modify, {**FACTS, "has_modify": False}) or "")
+
+
+def test_tracers_on_all_functions_have_to_be_there() -> None:
+    scenario = stirred("function-graph-all/ops/on:cohabit_hot")
+    assert skip_reason(scenario, FACTS) is None
+    reason = skip_reason(scenario, {**FACTS, "tracers": ["function", "nop"]})
+    assert reason == "this kernel has no tracer function_graph"
+
+
+def test_where_a_call_site_is_patched_in_one_step_no_window_is_widened() -> None:
+    wide = replace(stirred("function-tracer/livepatch/on:cohabit_hot/widened"), arch="")
+    assert "no window to hold open" in (skip_reason(wide, FACTS) or "")
+    assert skip_reason(wide, {**FACTS, "machine": "x86_64"}) is None

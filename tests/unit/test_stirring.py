@@ -226,7 +226,7 @@ def test_the_agent_gets_slots_and_what_calls_may_meet() -> None:
 
 def test_a_transition_that_nobody_waits_for() -> None:
     told = form(named("reversal/ops/on:cohabit_hot"), State())
-    attach, disable, _ = told["stirrers"][1]["steps"]
+    attach, disable, _ = told["stirrers"][-1]["steps"]
     assert attach["wait"] is False
     assert disable["wait"] is False
     assert set(attach["during"][HOT]) >= {"original", "livepatch-a"}
