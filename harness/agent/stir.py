@@ -142,7 +142,8 @@ class Stir:
                 self._start_hammer(name, by, self._fault if number == 0 else "")
             # However short it is: each of them makes a call.  One that can't is in the result.
             for name, by in self._wanted:
-                (self._user if by == "user" else self._hammers).allow(name, self._masks[name])
+                hammers = self._hammers if by == "kernel" else self._user
+                hammers.allow(name, self._masks[name])
             self._site.begin(int(self._step.get("widen_us", 0)))
             for stirrer in self._stirrers:
                 stirrer.start()

@@ -160,13 +160,18 @@ class Instance:
     def _restrict(self, gone: list[str]) -> None:
         """Takes functions out of the filter, unless somebody else has them in it."""
         left = {name for user in self.users for name in user.functions}
-        if not self._numbers.of(left):
+        moving = self._numbers.moving
+        if not (left if moving else self._numbers.of(left)):
             # Nothing is left that could be called: an empty filter, but not of a tracer.
             self._run("nop")
             self._filter([], anew=True)
             return
-        numbers = self._numbers.of(name for name in gone if name not in left)
-        self._filter(["!%d" % number for number in numbers.values()], anew=False)
+        gone = [name for name in gone if name not in left]
+        numbers = self._numbers.of(gone)
+        words = ["!%d" % number for number in numbers.values()]
+        # Their module may have gone this moment, and their names with it.
+        words += ["!" + name for name in gone if moving and name not in numbers]
+        self._filter(words, anew=False)
 
     def _run(self, tracer: str) -> int:
         error = system.write(self._path + "current_tracer", tracer)

@@ -180,7 +180,7 @@ def test_a_faulty_body() -> None:
 
 
 def test_the_first_wrong_call_is_kept() -> None:
-    process = userhammers._Process("cmdline_proc_show", 3)
+    process = userhammers._Process("cmdline_proc_show", 3, "user")
     tally = Tally(process.words)
     tally.judge(Judged(None, abi.WRONG_RESULT), b"r\xc3\xa4tsel\xff")
     tally.judge(Judged(None, abi.WRONG_NONE), b"")

@@ -164,6 +164,21 @@ def test_what_comes_behind_moves_nothing(tmp_path: Path) -> None:
     assert numbers.of([LANE]) == {LANE: 6}
 
 
+def test_while_modules_come_and_go(tmp_path: Path) -> None:
+    """A number could be another function's by the time that it is written."""
+    kernel = Kernel(tmp_path)
+    kernel.load(TEST_MODULE)
+    numbers = kernel.numbers()
+    wanted = [LANE, "cmdline_proc_show"]
+    assert numbers.of(wanted) == {LANE: 4, "cmdline_proc_show": 3}
+    numbers.moving = True
+    for modules in ((TEST_MODULE,), (), ("other", TEST_MODULE)):
+        kernel.load(*modules)
+        assert numbers.of(wanted) == {"cmdline_proc_show": 3}
+    numbers.moving = False
+    assert numbers.of(wanted) == {LANE: 6, "cmdline_proc_show": 3}
+
+
 def test_title() -> None:
     assert title("cmdline_proc_show", None) == "cmdline_proc_show"
     assert title(LANE, TEST_MODULE) == f"{LANE} [cohabit_funcs]"
