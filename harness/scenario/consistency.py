@@ -44,14 +44,15 @@ _HAMMERS = {
 #: A tracer stays on this one, so that to toggle it on another is only a change of its filter.
 _ANCHOR = "version_proc_show"
 _CPUS = 2
-#: Rounds of what takes long by itself: a tracer on all functions; a transition, for which
-#: from 6.4 to 6.15 each cond_resched() is patched, and back (kernel/sched/core.c:
+#: Rounds of what takes long by itself: a tracer on all functions (which it may be for more
+#: than a minute on a busy host), and how much longer it rests than it takes, so that the
+#: number of patches can be reached.
+_ROUNDS_OF_ALL, _REST = 1, 2
+#: Rounds of what comes and goes beside patches: a module; a transition, for which from 6.4 to 6.15 each cond_resched() is patched, and back (kernel/sched/core.c:
 #: sched_dynamic_klp_enable).
 _ROUNDS = 2
 #: Each is two changes.
 _MODIFIED = PATCHES // 2
-#: And how much longer it rests than it takes, so that the number of patches can be reached.
-_REST = 3
 _WIDE_US, _WIDE_PATCHES = 2000, 500
 _BESIDE = "function-tracer"
 
@@ -123,7 +124,7 @@ def _tracers() -> Iterator[Scenario]:
             (_anchor(_BESIDE), _stay(stays, function)),
             (_toggle(function), _trace_all("function-tracer-all", "function")),
             function,
-            _ROUNDS,
+            _ROUNDS_OF_ALL,
         )
         # Before tracing instances had it, function_graph took the top instance's tracer away:
         # so what brings the patches is none.
@@ -135,7 +136,7 @@ def _tracers() -> Iterator[Scenario]:
                 _trace_all("function-graph-all", "function_graph"),
             ),
             function,
-            _ROUNDS,
+            _ROUNDS_OF_ALL,
         )
 
 
