@@ -48,8 +48,8 @@ _CPUS = 2
 #: than a minute on a busy host), and how much longer it rests than it takes, so that the
 #: number of patches can be reached.
 _ROUNDS_OF_ALL, _REST = 1, 2
-#: Rounds of what comes and goes beside patches: a module; a transition, for which from 6.4 to 6.15 each cond_resched() is patched, and back (kernel/sched/core.c:
-#: sched_dynamic_klp_enable).
+#: Rounds of what comes and goes beside patches: a module; a transition, for which from 6.4 to
+#: 6.15 each cond_resched() is patched, and back (kernel/sched/core.c: sched_dynamic_klp_enable).
 _ROUNDS = 2
 #: Each is two changes.
 _MODIFIED = PATCHES // 2
