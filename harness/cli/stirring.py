@@ -81,9 +81,11 @@ def _with(scenario: Scenario, given: dict[str, int]) -> Scenario:
 
 def _stir(stir: Stir, given: dict[str, int]) -> Stir:
     changed: dict[str, Any] = dict(given)
-    if not stir.hammers:
-        # Nobody calls anything there.
-        for name in ("calls", "patches", "widen_us"):
+    # Where nobody calls anything, or nothing is patched, none can be wanted.
+    for name, there in (
+        ("calls", stir.calls), ("patches", stir.patches), ("widen_us", len(stir.hammers)),
+    ):  # fmt: skip
+        if not there:
             changed.pop(name, None)
     if (seconds := changed.pop("seconds", None)) is not None:
         changed |= {"at_least": seconds, "seconds": max(stir.seconds, seconds + _MORE)}

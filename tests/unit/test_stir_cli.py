@@ -78,6 +78,13 @@ def test_without_hammers_nothing_is_called(tmp_path: Path) -> None:
     assert (found.calls, found.patches, found.widen_us, found.at_least) == (0, 0, 0, 6)
 
 
+def test_patches_are_not_wanted_where_there_are_none() -> None:
+    found = stir(
+        "consistency/direct-modify/livepatch/on:cohabit_hot", "--patches", "9", "--calls", "8"
+    )
+    assert (found.calls, found.patches) == (8, 0)
+
+
 @pytest.mark.parametrize("option", ["--calls", "--patches", "--seconds", "--seed", "--widen-us"])
 def test_an_option_that_no_scenario_heeds_is_a_mistake(
     option: str, capsys: pytest.CaptureFixture[str]
