@@ -10,7 +10,7 @@ from typing import Any
 from harness import errno_names
 from harness.consistency import CONFIDENCE, WRONG, Tried, first_wrong, tried
 from harness.report.model import RunModel
-from harness.report.views import Scenario, Step
+from harness.report.views import HARMLESS, Scenario, Step
 
 #: What has counted how often the call site was rewritten.
 _COUNTED_BY = {
@@ -39,6 +39,16 @@ class Account:
     def tried(self) -> Tried:
         """How much was tried."""
         return tried(self.stirred)
+
+    @property
+    def excluded(self) -> float | None:
+        """The rate of wrong calls that is excluded; None where nothing can be said."""
+        return self.tried.excluded if self.scenario.verdict in HARMLESS else None
+
+    @property
+    def excluded_inside(self) -> float | None:
+        """The same of calls inside windows."""
+        return self.tried.excluded_inside if self.scenario.verdict in HARMLESS else None
 
 
 def of_step(step: Step) -> Mapping[str, Any] | None:
@@ -83,7 +93,7 @@ def said(account: Account) -> list[str]:
         *_calls(account.tried),
         _patches(account.tried),
         *_windows(account.tried),
-        *_excluded(account.tried),
+        *_excluded(account),
         *_first(account.stirred),
         *_refused(account),
         f"seed {account.stirred.get('seed', '?')}",
@@ -98,9 +108,9 @@ def brief(account: Account) -> str:
         text += f", {number(done.inside)} calls inside windows"
     if done.wrong:
         return f"{text}: {number(done.wrong)} wrong"
-    if done.excluded is None:
+    if account.excluded is None:
         return text
-    return f"{text}: wrong calls above {rate(done.excluded)} excluded"
+    return f"{text}: wrong calls above {rate(account.excluded)} excluded"
 
 
 def _calls(done: Tried) -> Iterator[str]:
@@ -132,15 +142,17 @@ def _windows(done: Tried) -> Iterator[str]:
         yield f"{number(done.inside)} calls inside windows"
 
 
-def _excluded(done: Tried) -> Iterator[str]:
-    sure = f"{CONFIDENCE:.0%}"
+def _excluded(account: Account) -> Iterator[str]:
+    sure, done = f"{CONFIDENCE:.0%}", account.tried
     if done.wrong:
         yield f"{number(done.wrong)} wrong, {done.wrong / max(done.calls, 1):.1e} of all calls"
-    elif done.excluded is not None:
-        text = f"no wrong call: a rate above {rate(done.excluded)} is excluded at {sure}"
-        if done.excluded_inside is not None:
-            text += f", of calls inside windows above {rate(done.excluded_inside)}"
+    elif account.excluded is not None:
+        text = f"no wrong call: a rate above {rate(account.excluded)} is excluded at {sure}"
+        if account.excluded_inside is not None:
+            text += f", of calls inside windows above {rate(account.excluded_inside)}"
         yield text
+    elif done.calls:
+        yield f"no wrong call was seen, but with {account.scenario.verdict} that excludes nothing"
 
 
 def _first(stirred: Mapping[str, Any]) -> Iterator[str]:
@@ -191,8 +203,8 @@ def as_json(account: Account) -> dict[str, Any]:
         "seconds": done.seconds,
         "seed": account.stirred.get("seed"),
         "confidence": CONFIDENCE,
-        "excluded": done.excluded,
-        "excluded_inside": done.excluded_inside,
+        "excluded": account.excluded,
+        "excluded_inside": account.excluded_inside,
         "first_wrong": first_wrong(account.stirred),
         "emulated": account.tcg,
     }

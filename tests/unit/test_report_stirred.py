@@ -132,7 +132,13 @@ def test_a_wrong_call_is_told_with_its_stack_and_how_to_repeat_it(failed: RunMod
 def test_what_says_nothing_is_no_pass_anywhere(tmp_path: Path) -> None:
     found = model(tmp_path, PASSING, lambda r: r.update(patches=3))
     words = "too little was tried: 3 of 1000 patches"
-    assert words in flat(text.render(found))
+    said = flat(text.render(found))
+    assert words in said
+    assert "no wrong call was seen, but with INFRA that excludes nothing" in said
+    assert "excluded" not in said.replace("so a rate that is excluded here is not excluded on", "")
+    assert "is excluded at 95" not in html.render(found) + ktap.render(found) + junit.render(found)
+    (scenario,) = json.loads(jsonout.render(found))["scenarios"]
+    assert scenario["steps"][1]["stirred"]["excluded"] is None
     assert f"ERROR {words}" in ktap.render(found)
     (suite,) = JUnitXml.fromstring(junit.render(found).encode())
     assert suite.errors == 1
