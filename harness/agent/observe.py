@@ -61,13 +61,16 @@ class Observer:
     def observe(self, functions: list[str], context: str, touched: bool = False) -> dict[str, Any]:
         """Everything there is to see; each function is called once, in that context.
 
-        ``touched``: also what was ever there, which grows and grows.
+        ``touched``: also what was ever on them, of a file that grows and grows: to every
+        function there is, once all were traced.
 
         All are called before anything is read: where an attachment was hit by the call of
         another function, it has more ``hits`` than it should.
         """
         enabled = system.read(TRACEFS + "enabled_functions")
-        ever = system.read(TRACEFS + "touched_functions") if touched else None
+        ever = (
+            records_of(system.read(TRACEFS + "touched_functions"), functions) if touched else None
+        )
         self._caller.prepare(functions)
         for source in self._sources:
             source.clear()
@@ -75,7 +78,7 @@ class Observer:
         attribute(calls, (seen for source in self._sources for seen in source.seen()))
         return {
             "enabled_functions": enabled[:REGISTRY_LIMIT] if enabled is not None else None,
-            "touched_functions": ever[:REGISTRY_LIMIT] if ever is not None else None,
+            "touched_functions": ever,
             "calls": calls,
             "livepatch": livepatches(),
             "ftrace_enabled": ftrace_enabled(),
@@ -83,6 +86,19 @@ class Observer:
             "log": self.log.take(),
             "log_complete": self.log.complete,
         }
+
+
+def records_of(text: Optional[str], functions: list[str]) -> Optional[str]:
+    """Of a registry's text the records of these functions: what follows one is indented."""
+    if text is None:
+        return None
+    kept, wanted, names = [], False, set(functions)
+    for line in text.splitlines(True):
+        if not line[:1].isspace():
+            wanted = line.partition(" ")[0] in names
+        if wanted:
+            kept.append(line)
+    return "".join(kept)
 
 
 class Watch:

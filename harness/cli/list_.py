@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   cohabit list                     what `cohabit run` runs
   cohabit list --all               the whole catalogue
   cohabit list 'livepatch+fexit*'  some, with --steps what they do
+  cohabit list consistency         a set that is run only where it is named
   cohabit list --json NAME         as files for `cohabit run --replay`
 """
 
@@ -24,7 +25,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names or globs")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names, globs or sets")
     parser.add_argument("--all", action="store_true", help="the whole catalogue")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--steps", action="store_true", help="show each scenario's steps")

@@ -32,6 +32,7 @@ from .steps import (
     Unload,
     Write,
 )
+from .stir import PATCHES, ROUNDS
 
 #: Called by its address, through /proc, and by netlink.
 HOT, CMDLINE, LINK = "cohabit_hot", "cmdline_proc_show", "rtnl_getlink"
@@ -47,6 +48,8 @@ _CPUS = 2
 #: from 6.4 to 6.15 each cond_resched() is patched, and back (kernel/sched/core.c:
 #: sched_dynamic_klp_enable).
 _ROUNDS = 2
+#: Each is two changes.
+_MODIFIED = PATCHES // 2
 #: And how much longer it rests than it takes, so that the number of patches can be reached.
 _REST = 3
 _WIDE_US, _WIDE_PATCHES = 2000, 500
@@ -78,10 +81,10 @@ def _trace_all(name: str, tracer: str) -> Stirrer:
 
 def _scenario(
     name: str, stays: tuple[Attach, ...], stirrers: tuple[Stirrer, ...], function: str,
-    rounds: int = 1,
+    rounds: int = ROUNDS, patches: int = PATCHES,
 ) -> Scenario:  # fmt: skip
     """What stays comes first and leaves last, in between it is stirred."""
-    stir = Stir(_HAMMERS[function], stirrers, rounds=rounds)
+    stir = Stir(_HAMMERS[function], stirrers, rounds=rounds, patches=patches)
     leaving = (Detach(attach.id) for attach in reversed(stays))
     steps: tuple[Step, ...] = (*stays, stir, *leaving)
     named = (function, *(f for step in steps for f in check.functions_of(step)))
@@ -166,11 +169,14 @@ def _direct() -> Iterator[Scenario]:
         yield _scenario(
             "direct-modify/direct", (Attach("d", "direct", (function,)),), (modify,), function
         )
+        # Beside a livepatch ftrace_caller goes to the trampoline: to modify it patches nothing.
         yield _scenario(
             "direct-modify/livepatch",
             (_stay("livepatch", function), Attach("d", "direct-share", (function,))),
             (modify,),
             function,
+            _MODIFIED,
+            patches=0,
         )
 
 

@@ -48,7 +48,10 @@ def test_each_is_a_scenario_that_could_be_in_a_file(scenario: Scenario) -> None:
     assert stir.hammered[0] == scenario.name.partition("/on:")[2].partition("/")[0]
     wide = scenario.name.endswith("/widened")
     assert (stir.widen_us > 0) is wide
-    assert stir.patches == (500 if wide else 1000)
+    if "direct-modify/livepatch" in scenario.name:
+        assert (stir.patches, stir.rounds) == (0, 500)
+    else:
+        assert stir.patches == (500 if wide else 1000)
 
 
 @pytest.mark.parametrize("scenario", ALL, ids=lambda s: s.name)
@@ -65,6 +68,8 @@ def test_something_patches_the_call_site_again_and_again(scenario: Scenario) -> 
     """A livepatch beside another changes no call site, and takes seconds."""
     stir = scenario.stir
     assert stir is not None
+    if not stir.patches:
+        return
     quick = [
         stirrer
         for stirrer in stir.stirrers
