@@ -296,7 +296,7 @@ def scenarios() -> tuple[Scenario, ...]:
             (
                 *_several("kprobe", VERSION, VERSION),
                 toggle("kretprobe", VERSION),
-                toggle("direct", VERSION),
+                *_several("direct", VERSION, "cohabit_f1", "cohabit_f6"),
                 _modified("direct-share", GETPGID),
                 toggle("fentry", LINK),
                 toggle("fexit", LINK),
