@@ -44,7 +44,7 @@ _KERNEL, _USER = Hammer(HOT, "kernel"), Hammer(CMDLINE, "user")
 CPUS = 2
 #: Rounds of each stirrer, of one that has all functions traced, and where nothing takes long:
 #: a livepatch that others are in the way of has some a minute under emulation.
-_ROUNDS, _ROUNDS_OF_ALL, _QUICK = 3, 1, 30
+_ROUNDS, _ROUNDS_OF_ALL, _QUICK = 2, 1, 20
 #: Calls of all hammers, and seconds that it lasts at least.
 _CALLS, _SECONDS = 1000, 60
 
