@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: How often it is looked whether all is done, in seconds.
 _LOOK = 0.25
+#: So many seconds after the first wrong result it is over: more of them say no more.
+_WRONG_IS_ENOUGH = 5.0
 _FAULTS = {
     "": abi.FAULT_NONE,
     "body": abi.FAULT_BODY,
@@ -126,6 +128,8 @@ class Stir:
         #: What SIGTERM does otherwise.
         self._handler: Any = signal.SIG_DFL
         self._stopped: Optional[float] = None
+        #: When a wrong result was first seen.
+        self._wrong: Optional[float] = None
         self._throughout = Throughout(acts)
         self._site = Site(self._hammers, self._names[0] if self._names else None)
 
@@ -197,7 +201,7 @@ class Stir:
         stuck = {s.name: s.stuck() for s in self._stirrers if s.stuck()}
         return {
             "over": over,
-            "calls": self._calls(),
+            "calls": sum(int(thread["calls"]) for thread in self._threads()),
             "patches": self._site.patches(),
             "rounds": {s.name: s.rounds for s in self._stirrers},
             "elapsed": round(self._elapsed(), 3),
@@ -206,16 +210,21 @@ class Stir:
         }
 
     def _look(self) -> None:
-        """Lets the stirrers end when enough was tried, time is up, or one has given up."""
+        """Lets the stirrers end when enough was tried, time is up, results are wrong, or one of
+        them has given up."""
         if self._stopped is not None:
             return
         elapsed = self._elapsed()
         step = self._step
+        threads = self._threads()
+        if self._wrong is None and any(any(thread["wrong"]) for thread in threads):
+            self._wrong = elapsed
         done = elapsed >= float(step.get("at_least", 0)) and (
             all(s.rounds >= int(step.get("rounds", 0)) for s in self._stirrers)
             and self._site.patches() >= int(step.get("patches", 0))
-            and self._calls() >= int(step.get("calls", 0))
+            and sum(int(thread["calls"]) for thread in threads) >= int(step.get("calls", 0))
         )
+        done |= self._wrong is not None and elapsed >= self._wrong + _WRONG_IS_ENOUGH
         if done or elapsed >= float(step["seconds"]) or any(s.trouble for s in self._stirrers):
             for stirrer in self._stirrers:
                 stirrer.stop()
@@ -224,10 +233,11 @@ class Stir:
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
 
-    def _calls(self) -> int:
+    def _threads(self) -> list[dict[str, Any]]:
+        """What the hammers have counted so far."""
         by_kernel = any(by == "kernel" for _, by in self._wanted)
         kernel = self._hammers.read(stop=False) if by_kernel else []
-        return sum(int(thread["calls"]) for thread in [*kernel, *self._user.read()])
+        return [*kernel, *self._user.read()]
 
     def _take(self) -> list[list[Any]]:
         ops = [self._ops.popleft() for _ in range(len(self._ops))]
@@ -259,6 +269,7 @@ class Stir:
         threads = [(thread, "kernel") for thread in kernel]
         threads += [(process, process["by"]) for process in self._user.read()]
         return {
+            "began": round(self._began, 6),
             "elapsed": round(elapsed, 3),
             "cpus": len(os.sched_getaffinity(0)),
             **window,

@@ -159,9 +159,12 @@ def _first(stirred: Mapping[str, Any]) -> Iterator[str]:
     if (one := first_wrong(stirred)) is None:
         return
     kind = str(one["kind"])
+    after = ""
+    if "began" in stirred:
+        after = f"{float(one['t']) - float(stirred['began']):.3f} s after the beginning, at "
     yield (
         f"the first wrong call: {one['function']} by {_BY.get(str(one['by']), one['by'])}, "
-        f"{float(one['t']):.6f} s on CPU {one['cpu']}, its call {number(int(one['call']))}, "
+        f"{after}{float(one['t']):.6f} s on CPU {one['cpu']}, its call {number(int(one['call']))}, "
         f"{WRONG.get(kind, kind)}: {one['seen']}"
     )
     yield from (f"  {frame}" for frame in one.get("stack") or ())

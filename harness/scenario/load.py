@@ -19,7 +19,9 @@ SPIN, READ, FORK = Hammer(HOT, "kernel"), Hammer(CMDLINE, "user"), Hammer(GETPGI
 #: Seconds that a transition which must not end is given to end.
 _PENDING = 10
 #: Rounds of what takes a transition; calls, as a fork for each takes its time.
-_ROUNDS, _CALLS = 10, 100
+_ROUNDS, _CALLS = 5, 100
+#: Seconds that one lasts at least.
+_SECONDS = 30
 
 
 #: Calls stay asleep in the function until they are let go.
@@ -44,7 +46,9 @@ def _transitions() -> Iterator[Scenario]:
 def _sleeping() -> Iterator[Scenario]:
     """Calls are asleep in the function that is patched, and come back meanwhile."""
     for name, patch in (("", toggle("livepatch", HOT, HOLD)), ("/reversal", turned(HOT, HOLD))):
-        yield scenario(f"load/sleeping{name}", (patch, _HELD), (SPIN,), rounds=_ROUNDS)
+        yield scenario(
+            f"load/sleeping{name}", (patch, _HELD), (SPIN,), rounds=_ROUNDS, seconds=_SECONDS
+        )
 
 
 def _pending() -> Iterator[Scenario]:

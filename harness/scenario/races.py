@@ -42,8 +42,11 @@ HOT, CMDLINE, VERSION = "cohabit_hot", "cmdline_proc_show", "version_proc_show"
 GETPGID, LINK = "security_task_getpgid", "rtnl_getlink"
 _KERNEL, _USER = Hammer(HOT, "kernel"), Hammer(CMDLINE, "user")
 CPUS = 2
-#: Rounds of each stirrer, and of one that has all functions traced; calls of all hammers.
-ROUNDS, _ROUNDS_OF_ALL, _CALLS = 10, 2, 1000
+#: Rounds of each stirrer, of one that has all functions traced, and where nothing takes long:
+#: a livepatch that others are in the way of has some a minute under emulation.
+_ROUNDS, _ROUNDS_OF_ALL, _QUICK = 2, 1, 20
+#: Calls of all hammers, and seconds that it lasts at least.
+_CALLS, _SECONDS = 1000, 60
 
 
 def cycle(name: str, *steps: Step | TraceAll) -> Stirrer:
@@ -89,12 +92,13 @@ def scenario(
     stirrers: Iterable[Stirrer],
     hammers: tuple[Hammer, ...] = (_KERNEL,),
     there: tuple[Attach, ...] = (),
-    rounds: int = ROUNDS,
+    rounds: int = _ROUNDS,
     calls: int = _CALLS,
+    seconds: int = _SECONDS,
 ) -> Scenario:
     """One that stirs; ``there`` comes first and leaves last."""
     calls = calls if hammers else 0
-    stir = Stir(hammers, tuple(stirrers), calls=calls, patches=0, rounds=rounds)
+    stir = Stir(hammers, tuple(stirrers), calls=calls, patches=0, rounds=rounds, at_least=seconds)
     leaving = (Detach(attach.id) for attach in reversed(there))
     steps: tuple[Step, ...] = (*there, stir, *leaving)
     functions = dict.fromkeys(f for step in steps for f in check.functions_of(step))
@@ -292,7 +296,7 @@ def scenarios() -> tuple[Scenario, ...]:
             (
                 *_several("kprobe", VERSION, VERSION),
                 toggle("kretprobe", VERSION),
-                toggle("direct", VERSION),
+                *_several("direct", VERSION, "cohabit_f1", "cohabit_f6"),
                 _modified("direct-share", GETPGID),
                 toggle("fentry", LINK),
                 toggle("fexit", LINK),
@@ -319,6 +323,6 @@ def scenarios() -> tuple[Scenario, ...]:
                 toggle("fentry", CMDLINE),
             ),
             (),
-            rounds=10 * ROUNDS,
+            rounds=_QUICK,
         ),
     )

@@ -120,7 +120,7 @@ def test_each_has_a_page_scenarios_and_a_range(entry: Known) -> None:
     assert entry.name == page.stem
     assert entry.first <= entry.last
     assert entry.report or entry.contradiction
-    names = [s.name for s in catalogue.everything()]
+    names = [s.name for s in (*catalogue.everything(), *catalogue.beside())]
     for glob in entry.scenarios:
         assert fnmatch.filter(names, glob), "it explains no scenario that there is"
     assert page.is_file(), f"{entry.page} is to be written"
