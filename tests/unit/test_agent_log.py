@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from harness.agent.system import KernelLog
 
-KMSG = "/dev/kmsg"
+KMSG = Path("/dev/kmsg")
 
 
 @pytest.mark.skipif(not os.access(KMSG, os.R_OK | os.W_OK), reason="no log to write to")
@@ -17,7 +18,7 @@ def test_what_was_looked_at_is_kept() -> None:
     log = KernelLog()
     log.take()
     mine = f"<6>cohabit test {os.getpid()}"
-    with open(KMSG, "w", encoding="ascii") as kmsg:
+    with KMSG.open("w", encoding="ascii") as kmsg:
         kmsg.write(mine + " first\n")
         kmsg.flush()
         log.look()
