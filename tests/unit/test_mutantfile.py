@@ -123,7 +123,7 @@ class TestFiles:
         assert len(RACES) >= 9
         assert {m.flavour for m in RACES} == {"", "debug", "kasan"}
         sets = {name.split("/")[0] for m in RACES for name in m.selected()}
-        assert sets == {"consistency", "races", "load"}
+        assert sets >= {"consistency", "races", "load"}
 
     def test_no_two_are_the_same(self) -> None:
         assert len({m.patch for m in MUTANTS}) == len(MUTANTS)
