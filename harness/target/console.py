@@ -114,7 +114,7 @@ class Console:
                 pass
 
     def tail(self, count: int = 120) -> list[str]:
-        """The last lines: a panic with its stack, of which the unwinder guesses half, is one of 50."""
+        """The last lines: a panic with its stack, half of it guesses, is one of 50."""
         with self._changed:
             return list(self._lines)[-count:]
 
