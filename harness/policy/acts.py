@@ -246,7 +246,9 @@ def _stirred(state: State, stir: Stir, profile: Profile) -> State:
             continue
         slot = slots[step.id] if isinstance(step, Attach) else None
         _, state = transition(state, step, profile, slot)
-    return state
+    # How often an ops_func was asked depends on how many cycles there were, and their order.
+    kept = tuple(replace(a, uncounted=True) if a.kind.agrees else a for a in state.attached)
+    return replace(state, attached=kept)
 
 
 def _answer(error: int, rule: Rule, profile: Profile) -> Act:

@@ -85,7 +85,9 @@ def behaviour(state: State, function: str, profile: Profile) -> BehaviourPredict
     everybody = state.on(function)
     # Before 7.0 an ops_func is not told which function it is asked about.
     shares = {
-        a.id: a.shares for a in everybody if a.attacher == "direct-share" and len(a.functions) == 1
+        a.id: a.shares
+        for a in everybody
+        if a.attacher == "direct-share" and len(a.functions) == 1 and not a.uncounted
     }
     if body == "absent":
         return BehaviourPrediction(body)

@@ -24,7 +24,8 @@ class Attached:
     ``phase``: of a livepatch; ``forced``: its transition was forced while it left,
     so its module stays for good; ``alternate``: which of its trampolines a
     direct call goes to, 2 and 3 the far ones; ``shares``: how often its ops_func was
-    asked (SELF, PEER, and told that the peer left); ``sharing``: its flag, where sharing is one.
+    asked (SELF, PEER, and told that the peer left); ``sharing``: its flag, where sharing is one;
+    ``uncounted``: nobody knows how often it was asked, since others were stirred.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Attached:
     alternate: int = 0
     shares: tuple[int, int, int] = (0, 0, 0)
     sharing: bool = False
+    uncounted: bool = False
 
     @property
     def kind(self) -> Attacher:

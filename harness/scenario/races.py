@@ -45,8 +45,9 @@ CPUS = 2
 #: Rounds of each stirrer, of one that has all functions traced, and where nothing takes long:
 #: a livepatch that others are in the way of has some a minute under emulation.
 _ROUNDS, _ROUNDS_OF_ALL, _QUICK = 2, 1, 20
-#: Calls of all hammers, and seconds that it lasts at least.
-_CALLS, _SECONDS = 1000, 60
+#: Calls of all hammers, seconds that it lasts at least and at most; and at most where all
+#: functions are traced, which takes minutes under emulation.
+_CALLS, _SECONDS, _LIMIT, _LIMIT_OF_ALL = 1000, 60, 240, 600
 
 
 def cycle(name: str, *steps: Step | TraceAll) -> Stirrer:
@@ -95,10 +96,22 @@ def scenario(
     rounds: int = _ROUNDS,
     calls: int = _CALLS,
     seconds: int = _SECONDS,
+    limit: int = _LIMIT,
 ) -> Scenario:
-    """One that stirs; ``there`` comes first and leaves last."""
+    """One that stirs; ``there`` comes first and leaves last.
+
+    ``seconds`` that it lasts at least, ``limit``: at most.
+    """
     calls = calls if hammers else 0
-    stir = Stir(hammers, tuple(stirrers), calls=calls, patches=0, rounds=rounds, at_least=seconds)
+    stir = Stir(
+        hammers,
+        tuple(stirrers),
+        calls=calls,
+        patches=0,
+        rounds=rounds,
+        seconds=limit,
+        at_least=seconds,
+    )
     leaving = (Detach(attach.id) for attach in reversed(there))
     steps: tuple[Step, ...] = (*there, stir, *leaving)
     functions = dict.fromkeys(f for step in steps for f in check.functions_of(step))
@@ -275,6 +288,7 @@ def scenarios() -> tuple[Scenario, ...]:
             ),
             (_USER,),
             rounds=_ROUNDS_OF_ALL,
+            limit=_LIMIT_OF_ALL,
         ),
         scenario(
             "races/ftrace_enabled",

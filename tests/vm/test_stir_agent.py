@@ -200,11 +200,14 @@ def test_the_bodies_follow_the_steps(clean: Guest) -> None:
     stirred = clean.stir(hammers=ALL, stirrers=[{"name": "i", "steps": steps}], rounds=5)
     assert_right(stirred, set(both))
     # Without a word of it, the same is wrong, and said to be.
-    stirred = clean.stir(hammers=ALL, stirrers=[cycle("i", "ipmodify", FUNCTIONS, 1)])
+    # (That each of them comes by meanwhile is for its CPU to say.)
+    stirred = clean.stir(hammers=ALL, stirrers=[cycle("i", "ipmodify", FUNCTIONS, 1)], rounds=10)
     seen = {}
     for found in stirred["hammers"]:
-        assert found["wrong"] == {"body": found["bodies"]["ipmodify-1"]}
-        assert found["bodies"].keys() == set(both)
+        new_calls = found["bodies"].get("ipmodify-1", 0)
+        assert found["wrong"] == ({"body": new_calls} if new_calls else {})
+        if not new_calls:
+            continue
         assert found["first"]["kind"] == "body"
         assert found["first"]["cpu"] == found["cpu"]
         seen[found["function"], found["by"]] = found["first"]["seen"]
