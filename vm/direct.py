@@ -62,6 +62,7 @@ class Direct:
             str(machine.qemu),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", self._machine(machine),
+            "-accel", machine.accelerator_option,
             "-cpu", self.cpu_model(machine),
             "-smp", str(machine.cpus),
             "-m", f"{machine.memory_mb}M",
@@ -88,7 +89,6 @@ class Direct:
 
     def _machine(self, machine: Machine) -> str:
         words = ["q35" if machine.arch is X86_64 else "virt"]
-        words.append(f"accel={machine.accelerator.name}")
         if machine.arch is ARM64 and machine.accelerator.name == "kvm":
             words.append("gic-version=host")
         if self.memory:

@@ -46,6 +46,13 @@ def _common(machine: Machine, root: Path) -> list[str]:
     return command
 
 
+def _options(machine: Machine, *words: str) -> list[str]:
+    """What virtme-ng hands on to QEMU as it is."""
+    accelerator = ["-accel", machine.accelerator_option] if machine.in_turn else []
+    options = " ".join([*accelerator, *words])
+    return [f"--qemu-opts={options}"] if options else []
+
+
 @dataclass(frozen=True)
 class Virtme:
     """See vm.machine.Engine."""
@@ -68,7 +75,7 @@ class Virtme:
         command = _common(machine, root)
         for option in KERNEL_OPTIONS:
             command += ["--append", option]
-        command += [f"--qemu-opts={' '.join(agent_devices())}", "--verbose"]
+        command += [*_options(machine, *agent_devices()), "--verbose"]
         agent = f"cd /cohabit && exec python3 -E -s -m agent /dev/virtio-ports/{AGENT_PORT}"
         return [*command, "--exec", agent]
 
@@ -78,4 +85,5 @@ VIRTME = Virtme()
 
 def shell_command(machine: Machine, root: Path, command: str | None = None) -> list[str]:
     """The argv that boots the guest for a person, on this terminal."""
-    return [*_common(machine, root), *(("--exec", command) if command else ())]
+    execute = ("--exec", command) if command else ()
+    return [*_common(machine, root), *_options(machine), *execute]

@@ -20,9 +20,9 @@ _COUNTED_BY = {
 _BY = {"kernel": "the kernel", "user": "user space"}
 
 TCG = (
-    "Under TCG: emulated CPUs run the same instructions, but how their memory accesses are "
-    "ordered and how they interleave is QEMU's doing, so a rate that is excluded here is not "
-    "excluded on a real machine."
+    "Under TCG: emulated CPUs run the same instructions, but they take turns, and how their "
+    "memory accesses are ordered and how they interleave is QEMU's doing, so a rate that is "
+    "excluded here is not excluded on a real machine."
 )
 
 
