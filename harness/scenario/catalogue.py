@@ -120,7 +120,7 @@ def select(names: Sequence[str], whole: bool = False) -> tuple[Scenario, ...]:
                 f"no scenario is called {name!r}",
                 f"near it: {', '.join(close)}"
                 if close
-                else f"`cohabit list` shows them all; {' and '.join(SETS)} are whole sets",
+                else f"`cohabit list` shows them all; whole sets are {', '.join(SETS)}",
             )
         chosen |= matching
     return tuple(s for s in (*known, *beside()) if s.name in chosen)
