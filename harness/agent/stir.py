@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Optional
 
 from . import abi, userhammers
-from .attachers import Attachment, KmodAttachment
+from .attachers import Attachment, Control, KmodAttachment
 from .hammers import Hammers
 from .links import BpfAttachment, MultiAttachment
 from .stirrers import Op, Stirrer, Work
@@ -131,7 +131,7 @@ class Stir:
         #: When a wrong result was first seen.
         self._wrong: Optional[float] = None
         self._throughout = Throughout(acts)
-        self._site = Site(self._hammers, self._names[0] if self._names else None)
+        self._site = Site(self._hammers, acts.control, self._names[0] if self._names else None)
 
     def start(self) -> None:
         """Starts the hammers, then the stirrers.  Raises where it can't; then all is ended."""
@@ -304,17 +304,25 @@ class Site:
     """Counts how often a function's call site was patched; ``function`` None: nobody's.
 
     By a look from inside the kernel's patching, where that can be had (x86-64), else by
-    looking at what stands there after each op: no more than that can be sure of.
+    looking after each op at what stands there, and at what it leads to: no more than that
+    can be sure of.  A branch that is out of reach of its trampoline is left as it is, and
+    the trampoline in the ops that is stored there exchanged (arch/arm64/kernel/ftrace.c:
+    ftrace_find_callable_addr).
     """
 
-    def __init__(self, hammers: Hammers, function: Optional[str]) -> None:
+    def __init__(self, hammers: Hammers, control: Control, function: Optional[str]) -> None:
         self._hammers = hammers
+        self._control = control
         self._function = function
         self._window = False
         self._widen = 0
         self._lock = threading.Lock()
-        self._last: Optional[bytes] = None
+        self._last: Any = None
         self._changes = 0
+
+    def _look(self, function: str) -> tuple[Any, ...]:
+        leads = self._control.site(function)
+        return self._hammers.text(function), leads.get("ops"), leads.get("direct_call")
 
     def begin(self, widen_us: int) -> None:
         """Begins to count; ``widen_us``: how long to wait in the window, if there is one."""
@@ -326,16 +334,16 @@ class Site:
             raise OSError(error, "the window of %s" % self._function)
         self._window = not error
         if error:
-            self._last = self._hammers.text(self._function)
+            self._last = self._look(self._function)
 
     def look(self) -> None:
         """Looks whether it has changed."""
         if self._function is None or self._window:
             return
         with self._lock:
-            text = self._hammers.text(self._function)
-            self._changes += text != self._last
-            self._last = text
+            seen = self._look(self._function)
+            self._changes += seen != self._last
+            self._last = seen
 
     def patches(self) -> int:
         """How often it was patched so far."""
