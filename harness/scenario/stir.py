@@ -33,7 +33,7 @@ ALL_TRACERS = ("function", "function_graph", "nop")
 #: How a hammer can be made wrong, to see that this is noticed.
 FAULTS = ("", "body", "counter", "stall")
 
-CALLS, PATCHES, ROUNDS, SECONDS = 1_000_000, 1_000, 1, 240
+CALLS, PATCHES, ROUNDS, SECONDS = 1_000_000, 1_000, 1, 280
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_each_is_a_scenario_that_could_be_in_a_file(scenario: Scenario) -> None:
     assert scenario.cpus == 2
     stir = scenario.stir
     assert stir is not None
-    assert (stir.calls, stir.seconds, stir.seed, stir.fault) == (1_000_000, 240, 1, "")
+    assert (stir.calls, stir.seconds, stir.seed, stir.fault) == (1_000_000, 280, 1, "")
     assert stir.hammered[0] == scenario.name.partition("/on:")[2].partition("/")[0]
     wide = scenario.name.endswith("/widened")
     assert (stir.widen_us > 0) is wide

@@ -109,7 +109,7 @@ def test_what_is_left_out_is_the_usual() -> None:
         del stir[key]
     found = scenario_from_json(data).stir
     assert found is not None
-    assert (found.calls, found.patches, found.seconds) == (1_000_000, 1_000, 240)
+    assert (found.calls, found.patches, found.seconds) == (1_000_000, 1_000, 280)
     assert (found.rounds, found.at_least, found.widen_us, found.fault) == (1, 0, 0, "")
     assert "at_least" not in found.to_json()
 

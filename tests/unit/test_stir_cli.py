@@ -48,10 +48,10 @@ def test_without_options_it_is_as_the_catalogue_has_it() -> None:
 def test_options_take_the_place_of_its_numbers() -> None:
     found = stir(NAME, "--calls", "7", "--patches", "8", "--seed", "9", "--widen-us", "10")
     assert (found.calls, found.patches, found.seed, found.widen_us) == (7, 8, 9, 10)
-    assert (found.seconds, found.at_least) == (240, 0)
+    assert (found.seconds, found.at_least) == (280, 0)
 
 
-@pytest.mark.parametrize(("seconds", "limit"), [(30, 240), (180, 240), (1800, 1860)])
+@pytest.mark.parametrize(("seconds", "limit"), [(30, 280), (180, 280), (1800, 1860)])
 def test_seconds_are_the_least_and_raise_the_limit(seconds: int, limit: int) -> None:
     found = stir(NAME, "--seconds", str(seconds))
     assert (found.at_least, found.seconds) == (seconds, limit)
