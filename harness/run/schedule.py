@@ -405,6 +405,8 @@ class Schedule:
             (job, member)
             for job, member in zip(taken, members, strict=True)
             if member.verdict not in ("", *_UNDISPUTED)
+            # Too little was tried, or by hammers that are wrong: it would be so again.
+            and not (member.verdict == "INFRA" and member.untrusted)
         ]
         for job, member in failed:
             self._record.event("scenario_confirm", scenario=member.identity)
