@@ -267,3 +267,28 @@ def test_the_module_comes_and_goes(clean: Guest) -> None:
     assert stirred["left"] == {}
     assert {o[0]: o[1] for o in stirred["outcomes"]["module"]} == {0: 0, 1: 0}
     assert stirred["after"]["calls"][HOT]["body"] == "original"
+
+
+#: Writes to the guest's log around looks at it; says what was kept.
+_LOOKS = """
+import sys
+sys.path.insert(0, "/cohabit")
+from agent.system import KernelLog
+log = KernelLog()
+log.take()
+with open("/dev/kmsg", "w") as kmsg:
+    kmsg.write("<6>looked at first\\n")
+    kmsg.flush()
+    log.look()
+    log.look()
+    kmsg.write("<6>looked at second\\n")
+mine = [r["text"] for r in log.take() if r["text"].startswith("looked at")]
+again = [r["text"] for r in log.take() if r["text"].startswith("looked at")]
+print(mine, again, log.complete)
+"""
+
+
+def test_log_that_was_looked_at_is_kept(guest: Guest) -> None:
+    """Once, in order, and it is complete; in the guest: the host's log is not ours."""
+    ran = guest.ask("run", argv=["python3", "-c", _LOOKS], timeout=60.0)
+    assert "['looked at first', 'looked at second'] [] True" in str(ran), ran
