@@ -9,6 +9,7 @@
 #include <linux/kernel.h>
 #include <linux/kthread.h>
 #include <linux/minmax.h>
+#include <linux/processor.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/stacktrace.h>
@@ -293,6 +294,8 @@ int cohabit_hammer_run(void *data)
 		/* Nothing is under way here: RCU tasks and livepatches need not wait for us. */
 		cond_resched_tasks_rcu_qs();
 		cohabit_let_livepatch();
+		/* Emulated CPUs that take turns end theirs here, and not after 0.1 s. */
+		cpu_relax();
 	}
 	return 0;
 }
