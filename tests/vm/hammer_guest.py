@@ -158,8 +158,7 @@ def livepatch(guest: Guest) -> dict[str, Any]:
     """
     if not Path(system.kmod("cohabit_klp_a")).exists():
         return {}
-    # Two transitions, of half a minute each where cond_resched() is patched for them.
-    deadline = time.monotonic() + 3 * PATIENCE
+    deadline = time.monotonic() + PATIENCE
     guest.start(HOT)
     guest.wait_for_calls(1000)
     errors = [guest.hammers.allow(HOT, EITHER)]
