@@ -137,7 +137,7 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         "share-asked-unlocked",
-        ("livepatch+fentry/beside", "races/*", "load/*", "consistency/*"),
+        ("livepatch+fentry/beside", "races/*"),
         "docs/findings/share-asked-unlocked.md",
         # Not seen on 7.3, whose source is the same here: no such kernel with lockdep was tried.
         first=(7, 2),
