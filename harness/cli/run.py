@@ -50,8 +50,7 @@ EXAMPLES = """examples:
   cohabit run consistency                        functions called without a pause while they change
   cohabit run 'consistency/ops/*' --calls 5000000 --patches 5000 --seconds 600
                                                  the same for longer: says more
-  cohabit run consistency/everything/livepatch/on:cohabit_hot --seconds 1800 --seed 2
-                                                 a soak of half an hour, with other pauses
+  cohabit run soak --flavour debug               all that changes code at once, for half an hour
   git bisect run cohabit run --bisect --kernel tree:. NAME
                                                  find the commit that broke a scenario
 """

@@ -18,6 +18,9 @@ _TRACERS = {
     "instance": "function",
     "function-graph": "function_graph",
 }
+#: Those in the top instance.
+_TOPS = {"function-tracer", "function-graph"}
+_GRAPH_IN_INSTANCES = (6, 12)
 
 
 def needs_compiler(scenario: Scenario) -> bool:
@@ -68,9 +71,14 @@ def _not_stirred(scenario: Scenario, facts: Mapping[str, Any]) -> str | None:
     stir = scenario.stir
     if stir is None:
         return None
+    release = release_version(str(facts["release"]))
     for step in stir.steps:
         if isinstance(step, TraceAll) and step.tracer not in (*facts["tracers"], "nop"):
             return f"this kernel has no tracer {step.tracer}"
+    # kernel/trace/trace.c: trace_ok_for_array; then the agent takes the top for it.
+    everywhere = TraceAll("function_graph") in stir.steps
+    if everywhere and _TOPS & set(scenario.attachers) and release < _GRAPH_IN_INSTANCES:
+        return "before 6.12 function_graph is for the top instance only, which is in use"
     # arch/arm64/kernel/patching.c: one instruction is written at once.
     if stir.widen_us and named(str(facts["machine"])) is not X86_64:
         return "call sites are patched in one step here: there is no window to hold open"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from harness.errors import UsageError
 
-from . import consistency, load, matrix, races, reach, singular
+from . import consistency, load, matrix, races, reach, singular, soak
 from .functions import FUNCTIONS
 from .steps import ANY, Scenario
 
@@ -82,6 +82,7 @@ BESIDE: dict[str, Callable[[], Iterable[Scenario]]] = {
     "consistency": consistency.scenarios,
     "races": races.scenarios,
     "load": load.scenarios,
+    "soak": soak.scenarios,
 }
 
 #: Whole sets, by a name that no scenario has.

@@ -254,45 +254,6 @@ def _widened() -> Iterator[Scenario]:
         yield replace(usual, name=f"{usual.name}/widened", steps=steps, arch=X86_64.name)
 
 
-def _everything() -> Scenario:
-    """All stirrers at once, for soaks.  Those of livepatches take turns: there is one transition
-    at a time."""
-    there = (
-        _anchor(_BESIDE),
-        _stay("livepatch-replace", HOT),
-        Attach("also", "ops", (HOT,)),
-        Attach("prog", "fentry", (CMDLINE,)),
-    )
-    turns = _cycle(
-        "livepatch",
-        *_patch(HOT).steps,
-        *_reversal(HOT).steps,
-        *_replacing(HOT, "q").steps,
-    )
-    stirrers = (
-        _toggle(HOT),
-        _trace_all("function-tracer-all", "function"),
-        _cycle("ops", Attach("o", "ops", (HOT,)), Detach("o")),
-        _cycle("kprobe", Attach("k", "kprobe", (HOT,)), Detach("k")),
-        _cycle(
-            "direct",
-            Attach("d", "direct-share", (HOT,)),
-            Modify("d", 1),
-            Modify("d", 0),
-            Detach("d"),
-        ),
-        _cycle("fentry", Attach("f", "fentry", (CMDLINE,)), Detach("f")),
-        _cycle("fexit", Attach("x", "fexit", (CMDLINE,)), Detach("x")),
-        _cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1")),
-        turns,
-    )
-    made = _scenario("everything/livepatch", there, stirrers, HOT)
-    assert made.stir is not None
-    both = replace(made.stir, hammers=(*_HAMMERS[HOT], *_HAMMERS[CMDLINE]))
-    steps = tuple(both if isinstance(s, Stir) else s for s in made.steps)
-    return replace(made, steps=steps)
-
-
 @functools.cache
 def scenarios() -> tuple[Scenario, ...]:
     """All of them."""
@@ -302,5 +263,4 @@ def scenarios() -> tuple[Scenario, ...]:
         *_direct(),
         *_slow(),
         *_widened(),
-        _everything(),
     )

@@ -95,6 +95,7 @@ def scenario(
     there: tuple[Attach, ...] = (),
     rounds: int = _ROUNDS,
     calls: int = _CALLS,
+    patches: int = 0,
     seconds: int = _SECONDS,
     limit: int = _LIMIT,
 ) -> Scenario:
@@ -107,7 +108,7 @@ def scenario(
         hammers,
         tuple(stirrers),
         calls=calls,
-        patches=0,
+        patches=patches,
         rounds=rounds,
         seconds=limit,
         at_least=seconds,

@@ -18,7 +18,7 @@ ALL = consistency.scenarios()
 WANTED = {
     "function-tracer", "function-tracer-all", "function-graph", "function-graph-all", "ops",
     "fentry", "fexit", "direct", "direct-modify", "kprobe", "livepatch", "replace", "reversal",
-    "ftrace_enabled", "module", "everything",
+    "ftrace_enabled", "module",
 }  # fmt: skip
 
 

@@ -189,6 +189,17 @@ def test_tracers_on_all_functions_have_to_be_there() -> None:
     assert reason == "this kernel has no tracer function_graph"
 
 
+def test_function_graph_everywhere_wants_the_top_before_instances_have_it() -> None:
+    """kernel/trace/trace.c: trace_ok_for_array."""
+    (soak,) = catalogue.select(["soak/livepatch/on:cmdline_proc_show"])
+    assert skip_reason(soak, FACTS) is None
+    assert skip_reason(soak, {**FACTS, "release": "6.12.118"}) is None
+    reason = skip_reason(soak, {**FACTS, "release": "6.6.13"})
+    assert reason == "before 6.12 function_graph is for the top instance only, which is in use"
+    alone = stirred("function-graph-all/fentry/on:cmdline_proc_show")
+    assert skip_reason(alone, {**FACTS, "release": "6.6.13"}) is None
+
+
 def test_where_a_call_site_is_patched_in_one_step_no_window_is_widened() -> None:
     wide = replace(stirred("function-tracer/livepatch/on:cohabit_hot/widened"), arch="")
     assert "no window to hold open" in (skip_reason(wide, FACTS) or "")

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Scenarios in which all that stirs does so at once, for half an hour and more.
+
+They are named soak/<what stays>/on:<function>, and promise what those of
+harness/scenario/consistency.py do.  What is known to go wrong without a race is left out
+(see harness/scenario/races.py).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+from .races import CMDLINE, HOT, VERSION, cycle, scenario, toggle, turned
+from .steps import (
+    FTRACE_ENABLED,
+    Attach,
+    Detach,
+    Hammer,
+    Load,
+    Modify,
+    Scenario,
+    Step,
+    Stirrer,
+    TraceAll,
+    Unload,
+    Write,
+)
+
+_READ = (Hammer(CMDLINE, "kernel"), Hammer(CMDLINE, "user"))
+#: Patches of the call site: only who asks for registers changes one that has two users already.
+_ROUNDS, _CALLS, _PATCHES = 2, 1_000_000, 100
+#: Seconds that it lasts at least and at most.
+_SECONDS, _LIMIT = 1800, 2400
+#: How much longer a tracer of all functions rests than it takes.
+_REST = 2
+
+_OFF_ON = cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1"))
+
+
+def _stay(attacher: str, *functions: str) -> Attach:
+    return Attach("stays", attacher, functions)
+
+
+def _replaced(*functions: str) -> tuple[Step, ...]:
+    """What stays is replaced by another and replaces that again."""
+    return (
+        Attach("next", "livepatch-replace", functions),
+        Detach("stays"),
+        _stay("livepatch-replace", *functions),
+        Detach("next"),
+    )
+
+
+def _livepatches(*functions: str) -> Stirrer:
+    """All that livepatches do, in turns: there is one transition at a time."""
+    return cycle(
+        "livepatch",
+        *toggle("livepatch", *functions).steps,
+        *turned(*functions).steps,
+        *_replaced(*functions),
+    )
+
+
+def _modified(function: str) -> Stirrer:
+    """A direct call that may be beside a livepatch."""
+    return cycle(
+        "direct",
+        Attach("direct", "direct-share", (function,)),
+        Modify("direct", 1),
+        Modify("direct", 0),
+        Detach("direct"),
+    )
+
+
+def _everywhere(*tracers: str) -> Stirrer:
+    """Tracers on all functions, one after the other; others have time of their own between."""
+    steps = (TraceAll(step) for tracer in tracers for step in (tracer, "nop"))
+    return replace(cycle("tracers-all", *steps), rest=_REST)
+
+
+@functools.cache
+def scenarios() -> tuple[Scenario, ...]:
+    """All of them."""
+    hot = scenario(
+        f"soak/livepatch/on:{HOT}",
+        (
+            toggle("function-tracer", HOT),
+            _everywhere("function"),
+            toggle("ops", HOT),
+            toggle("kprobe", HOT),
+            _modified(HOT),
+            toggle("fentry", CMDLINE),
+            toggle("fexit", CMDLINE),
+            _OFF_ON,
+            _livepatches(HOT),
+        ),
+        (Hammer(HOT, "kernel"), *_READ),
+        (
+            Attach("anchor", "function-tracer", (VERSION,)),
+            _stay("livepatch-replace", HOT),
+            Attach("also", "ops", (HOT,)),
+            Attach("program", "fentry", (CMDLINE,)),
+        ),
+        _ROUNDS, _CALLS, _PATCHES, _SECONDS, _LIMIT,
+    )  # fmt: skip
+    # The module comes and goes, so only functions of vmlinux are called; function_graph has the
+    # top, so the function tracer comes in an instance.  No program stays: with one each change
+    # of the call site would be none, and no module's direct call could come.
+    cmdline = scenario(
+        f"soak/livepatch/on:{CMDLINE}",
+        (
+            toggle("function-graph", CMDLINE),
+            toggle("instance", CMDLINE),
+            _everywhere("function", "function_graph"),
+            toggle("ops", CMDLINE),
+            toggle("kprobe", CMDLINE),
+            _modified(CMDLINE),
+            toggle("fentry", CMDLINE),
+            toggle("fexit", CMDLINE),
+            _OFF_ON,
+            _livepatches(CMDLINE, "cohabit_f1"),
+            cycle("module", Unload(), Load()),
+        ),
+        _READ,
+        (
+            Attach("anchor", "function-graph", (VERSION,)),
+            _stay("livepatch-replace", CMDLINE, "cohabit_f1"),
+            Attach("also", "ops", (CMDLINE,)),
+        ),
+        _ROUNDS, _CALLS, _PATCHES, _SECONDS, _LIMIT,
+    )  # fmt: skip
+    return hot, cmdline
