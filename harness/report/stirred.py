@@ -168,6 +168,7 @@ def _first(stirred: Mapping[str, Any]) -> Iterator[str]:
         f"{WRONG.get(kind, kind)}: {one['seen']}"
     )
     yield from (f"  {frame}" for frame in one.get("stack") or ())
+    yield from (f"  meanwhile {words}" for words in one.get("meanwhile") or ())
 
 
 def _refused(account: Account) -> Iterator[str]:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness import consistency
 from harness.consistency import Expected
+from harness.errno_names import name as errno_name
 from harness.oracle import Mismatch
 from harness.policy import concurrent
 from harness.policy.attachers import ATTACHERS
@@ -32,6 +34,9 @@ Hang = Callable[[str], None]
 LOOK, TELL = 2.0, 10.0
 #: Seconds on a fast machine by which an end may be late.
 _STRAGGLE = 10.0
+#: So many of the stirrers' steps are remembered, more than a stir makes in the seconds that it
+#: goes on after a wrong call; and seconds by which a call ends after what it met.
+_REMEMBERED, _BEFORE = 8192, 0.01
 #: Of contradictions of one step so many kinds are told.
 _TOLD = 5
 #: A tracer on all functions is tens of thousands of call sites: so many times the usual patience.
@@ -126,6 +131,7 @@ class Stirring:
         self.expected = consistency.expect(self.before, self.stir, self.profile, self.cpus)
         self._judge = OpsJudge(self.before, self.stir.stirrers, self.profile)
         self._wrong: list[OpMismatch] = []
+        self._steps: deque[Sequence[Any]] = deque(maxlen=_REMEMBERED)
 
     def run(self, functions: list[str]) -> dict[str, Any]:
         """Does it; gives the agent's reply to the end of it, an observation of ``functions``."""
@@ -148,7 +154,7 @@ class Stirring:
         began = time.monotonic()
         while True:
             reply = self.ask(op="stirred", wait=LOOK)
-            self._wrong += self._judge.feed(reply["ops"])
+            self._feed(reply["ops"])
             self._tell(reply)
             if stuck := reply.get("stuck"):
                 self.hang(f"stirring: {self._stuck(stuck)} does not end")
@@ -178,13 +184,33 @@ class Stirring:
             self.record.passing("stir_progress", **values)
 
     def _end(self, stirred: Mapping[str, Any]) -> None:
-        self._wrong += self._judge.feed(stirred.get("ops") or ())
+        self._feed(stirred.get("ops") or ())
         self._wrong += self._judge.finish()
         self.result = {key: value for key, value in stirred.items() if key != "ops"}
         self.result["seed"] = self.stir.seed
+        for thread in self.result["hammers"]:
+            if first := thread["first"]:
+                first["meanwhile"] = self._meanwhile(float(first["t"]))
         judged = consistency.judge(self.expected, self.result)
         self.mismatches = (*judged.mismatches, *self._errnos())
         self.untrusted = judged.untrusted
+
+    def _feed(self, ops: Iterable[Sequence[Any]]) -> None:
+        told = list(ops)
+        self._steps += told
+        self._wrong += self._judge.feed(told)
+
+    def _meanwhile(self, at: float) -> list[str]:
+        """What stirrers did when a call ended, the shortest first."""
+        under_way = [op for op in self._steps if op[3] <= at and at - _BEFORE <= op[4]]
+        found = []
+        for stirrer, step, error, begin, end in sorted(under_way, key=lambda op: op[4] - op[3]):
+            one = self.stir.stirrers[stirrer]
+            found.append(
+                f"{one.name}: {one.steps[step]}: {errno_name(error) if error else 'ok'}, "
+                f"from {begin:.6f} to {end:.6f} s"
+            )
+        return found
 
     def _errnos(self) -> list[Mismatch]:
         """Errnos that nothing explains: of each step the first, and how many there were."""

@@ -53,6 +53,8 @@ _ROUNDS_OF_ALL, _REST = 1, 2
 _ROUNDS = 2
 #: Each is two changes.
 _MODIFIED = PATCHES // 2
+#: Rounds of an exit program that is asked whether it shares.
+_ASKED = 400
 _WIDE_US, _WIDE_PATCHES = 2000, 500
 _BESIDE = "function-tracer"
 
@@ -151,6 +153,16 @@ def _attachers() -> Iterator[Scenario]:
         ):  # fmt: skip
             stirrers = (_on_and_off(attacher, function),)
             yield _scenario(f"{attacher}/{stays}", (_stay(stays, function),), stirrers, function)
+    # Somebody who wants all registers: so whoever comes is called as soon as he is on ftrace's
+    # list, and no call site is patched (docs/findings/listed-before-asked.md).
+    yield _scenario(
+        "fexit/livepatch+ops-regs",
+        (_stay("livepatch", CMDLINE), Attach("also", "ops-regs", (CMDLINE,))),
+        (_on_and_off("fexit", CMDLINE),),
+        CMDLINE,
+        _ASKED,
+        patches=0,
+    )
 
 
 def _direct() -> Iterator[Scenario]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,26 @@ def test_by_report_or_by_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
         ("detach", "errno", "0", "0"),
     ):
         assert known.of_contradiction("ab", version, Contradiction(*other)) is None
+
+
+def test_what_is_never_the_same_twice_may_be_anything() -> None:
+    name, version = "consistency/fexit/livepatch+ops-regs/on:cmdline_proc_show", (6, 12)
+    one = Contradiction(
+        "stir", "consistency", "only livepatch-a",
+        "6 of 1151715 calls met a body that was not allowed then; the first at 18.1 s on CPU 0: x",
+    )  # fmt: skip
+    found = known.of_contradiction(name, version, one)
+    assert found is not None
+    assert found.name == "listed-before-asked"
+    for other in (
+        replace(one, seen="6 of 1151715 calls went back to the body before; the first at 1 s"),
+        replace(one, expected="only livepatch-a or original"),
+        replace(one, witness="errno"),
+        replace(one, step="detach"),
+    ):
+        assert known.of_contradiction(name, version, other) is None
+    assert known.of_contradiction(name, (5, 10), one) is None
+    assert known.of_contradiction("consistency/fexit/livepatch/on:x", version, one) is None
 
 
 @pytest.mark.parametrize("entry", KNOWN, ids=lambda k: f"{k.name}-{k.scenarios[0]}")

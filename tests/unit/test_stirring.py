@@ -15,6 +15,7 @@ from stir_kernel import StirringKernel, stir_run
 
 from harness.policy.profile import choose
 from harness.policy.state import Attached, State
+from harness.report import text
 from harness.report.model import exit_status, read
 from harness.report.words import repeat_command
 from harness.run.record import Record
@@ -111,6 +112,31 @@ def test_a_wrong_body_fails(tmp_path: Path) -> None:
     (mismatch,) = stir_end(events)["mismatches"]
     assert mismatch["rule"] == "ipmodify-chooses-body"
     assert exit_status(read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("at", "meanwhile"),
+    [
+        (0.02, ["attach t: function-tracer to cohabit_hot: ok, from 0.000000 to 0.050000 s"]),
+        # A call ends after what it met.
+        (0.055, ["attach t: function-tracer to cohabit_hot: ok, from 0.000000 to 0.050000 s"]),
+        (0.08, []),
+        (0.1, ["detach t: ok, from 0.100000 to 0.150000 s"]),
+    ],
+)
+def test_what_was_done_at_the_time_of_a_wrong_call_is_told(
+    tmp_path: Path, at: float, meanwhile: list[str]
+) -> None:
+    def spoil(result: Event) -> None:
+        body(result)
+        hammer(result, 1)["first"]["t"] = at
+
+    events = stir_run(tmp_path, [LIVEPATCH], spoil)
+    first = hammer(stir_end(events)["observed"]["stirred"], 1)["first"]
+    assert first["meanwhile"] == [f"function-tracer: {words}" for words in meanwhile]
+    report = " ".join(text.render(read(tmp_path)).split())
+    for words in meanwhile:
+        assert f"meanwhile function-tracer: {words}" in report
 
 
 def test_it_fails_even_where_too_little_was_tried(tmp_path: Path) -> None:
