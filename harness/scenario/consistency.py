@@ -222,12 +222,20 @@ def _slow() -> Iterator[Scenario]:
     """What takes long by itself, beside a tracer's filter, which patches all the time."""
     for function, stays in _places():
         there = (_anchor(_BESIDE), _stay(stays, function))
-        # Of two users a call site does not tell, so that a third changes nothing in it; but
-        # x86-64 has another ftrace_caller for who wants all registers.
-        alone = stays == "livepatch"
-        quick = (_toggle(function), *(() if alone else (_on_and_off("kprobe", function),)))
+        # Of two users a call site does not tell, so that a third changes nothing in it.  Where a
+        # livepatch comes to another user, x86-64 has another ftrace_caller for who wants all
+        # registers; and where that is wanted all the time (by a direct call), patches are for
+        # when the livepatch is away.
+        quick = (_toggle(function), *((_on_and_off("kprobe", function),) if stays == "ops" else ()))
+        rest = _REST if stays == "fentry" else 0
         for stirrer in (_patch(function), _reversal(function)):
-            yield _scenario(f"{stirrer.name}/{stays}", there, (*quick, stirrer), function, _ROUNDS)
+            yield _scenario(
+                f"{stirrer.name}/{stays}",
+                there,
+                (*quick, replace(stirrer, rest=rest)),
+                function,
+                _ROUNDS,
+            )
         off_on = _cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1"))
         yield _scenario(
             f"ftrace_enabled/{stays}", there, (_toggle(function), off_on), function, _ROUNDS
