@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from harness.errors import InfraError
+from harness.errors import InfraError, UsageError
 
 FORMAT = 1
 Listener = Callable[[Mapping[str, Any]], None]
@@ -46,8 +47,9 @@ def new_directory(runs: Path) -> Path:
 class Record:
     """Writes events, each a line at once, and hands them to listeners.
 
-    Safe to use from several threads.  The directory is made if need be.  A full disk, or
-    a directory that may not be written to, raises InfraError.
+    Safe to use from several threads.  The directory is made if need be, and an older record
+    in it is written over.  A full disk, or a directory that may not be written to, raises
+    InfraError; one that another run writes to at the time, UsageError.
     """
 
     def __init__(self, directory: Path, listeners: tuple[Listener, ...] = ()) -> None:
@@ -58,7 +60,18 @@ class Record:
         self._began = time.monotonic()
         with self._disk_errors():
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = (directory / "events.jsonl").open("w", encoding="utf-8")
+            # Nothing of it is lost before it is known to be nobody else's.
+            self._file = (directory / "events.jsonl").open("a", encoding="utf-8")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.close()
+                raise UsageError(
+                    f"another run is writing its record in {directory}",
+                    "wait for it, or name another directory by --output",
+                ) from None
+            if os.fstat(self._file.fileno()).st_size:
+                self._file.truncate(0)
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:

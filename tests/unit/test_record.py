@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import InfraError
+from harness.errors import InfraError, UsageError
 from harness.report.model import read
 from harness.run.record import FORMAT, Record, new_directory
 
@@ -130,6 +130,20 @@ def test_full_disk_at_the_end(tmp_path: Path) -> None:
         contextlib.suppress(InfraError),
     ):
         record.note("x")
+
+
+def test_two_runs_never_write_to_one_record(tmp_path: Path) -> None:
+    with Record(tmp_path) as first:
+        first.event("a")
+        with pytest.raises(UsageError, match="another run") as caught:
+            Record(tmp_path)
+        assert "--output" in caught.value.remedy
+        first.event("b")
+        assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2
+    with Record(tmp_path) as second:
+        second.event("c")
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["type"] == "c"
 
 
 def test_another_exception_is_not_hidden(tmp_path: Path) -> None:
