@@ -75,6 +75,7 @@ def _modified(function: str) -> Stirrer:
 
 #: An exit program that is the first on a livepatched function is
 #: docs/findings/listed-before-asked.md; one that comes to another program's trampoline is not.
+#: So nothing else may be there for which the other program would be refused.
 _PROGRAMS = cycle(
     "programs",
     *(Attach(name, name, (CMDLINE,)) for name in ("fentry", "fexit")),
@@ -115,8 +116,8 @@ def scenarios() -> tuple[Scenario, ...]:
         _ROUNDS, _CALLS, _PATCHES, _SECONDS, _LIMIT,
     )  # fmt: skip
     # The module comes and goes, so only functions of vmlinux are called; function_graph has the
-    # top, so the function tracer comes in an instance.  No program stays: with one each change
-    # of the call site would be none, and no module's direct call could come.
+    # top, so the function tracer comes in an instance.  No program stays, for with one nobody
+    # else would change the call site.
     cmdline = scenario(
         f"soak/livepatch/on:{CMDLINE}",
         (
@@ -125,13 +126,13 @@ def scenarios() -> tuple[Scenario, ...]:
             _everywhere("function", "function_graph"),
             toggle("ops", CMDLINE),
             toggle("kprobe", CMDLINE),
-            _modified(CMDLINE),
+            _modified(VERSION),
             _PROGRAMS,
             _OFF_ON,
             _livepatches(CMDLINE, "cohabit_f1"),
             cycle("module", Unload(), Load()),
         ),
-        _READ,
+        (*_READ, Hammer(VERSION, "user")),
         (
             Attach("anchor", "function-graph", (VERSION,)),
             _stay("livepatch-replace", CMDLINE, "cohabit_f1"),
