@@ -55,7 +55,7 @@ _ROUNDS = 2
 _MODIFIED = PATCHES // 2
 #: Rounds of an exit program that is asked whether it shares.
 _ASKED = 400
-_WIDE_US, _WIDE_PATCHES = 2000, 500
+_WIDE_US = 2000
 _BESIDE = "function-tracer"
 
 
@@ -269,7 +269,7 @@ def _widened() -> Iterator[Scenario]:
             function,
         )
         assert usual.stir is not None
-        wide = replace(usual.stir, widen_us=_WIDE_US, patches=_WIDE_PATCHES)
+        wide = replace(usual.stir, widen_us=_WIDE_US)
         steps = tuple(wide if isinstance(s, Stir) else s for s in usual.steps)
         yield replace(usual, name=f"{usual.name}/widened", steps=steps, arch=X86_64.name)
 

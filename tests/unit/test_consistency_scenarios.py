@@ -53,7 +53,7 @@ def test_each_is_a_scenario_that_could_be_in_a_file(scenario: Scenario) -> None:
     elif "livepatch+ops-regs" in scenario.name:
         assert (stir.patches, stir.rounds) == (0, 400)
     else:
-        assert stir.patches == (500 if wide else 1000)
+        assert stir.patches == 1000
 
 
 @pytest.mark.parametrize("scenario", ALL, ids=lambda s: s.name)
