@@ -157,7 +157,7 @@ KNOWN: tuple[Known, ...] = (
         ("consistency/fexit/livepatch+ops-regs/on:cmdline_proc_show",),
         "docs/findings/listed-before-asked.md",
         first=(6, 1),
-        last=(7, 2),
+        last=(7, 3),
         report="ftrace_ops_list_func",
         contradiction=Contradiction(
             "stir",

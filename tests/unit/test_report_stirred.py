@@ -115,7 +115,7 @@ def test_a_wrong_call_is_told_with_its_stack_and_how_to_repeat_it(failed: RunMod
         "hammer_thread+0x3/0x4",
         "2 wrong, 1.0e-06 of all calls",
         "50 windows held open for 2,000 us each: 400 calls inside",
-        "2,000,000 calls, 500 patches, 400 calls inside windows: 2 wrong",
+        "2,000,000 calls, 1,000 patches, 400 calls inside windows: 2 wrong",
         f"repeat: cohabit run --kernel model:6.12 {WIDENED}",
         "predicted by ipmodify-chooses-body",
         stirred.TCG,
