@@ -83,6 +83,23 @@ def test_lockdep_has_no_known_reason_to_complain(scenario: Scenario) -> None:
     assert len(places) == 1
 
 
+def test_an_exit_program_never_comes_first_to_a_livepatched_function() -> None:
+    """docs/findings/listed-before-asked.md."""
+    for scenario in ALL:
+        assert scenario.stir is not None
+        attaches = [s for s in (*scenario.steps, *scenario.stir.steps) if isinstance(s, Attach)]
+        patched = {f for s in attaches if "livepatch" in s.attacher for f in s.functions}
+        for stirrer in scenario.stir.stirrers:
+            mine = [s for s in stirrer.steps if isinstance(s, Attach)]
+            names = [s.attacher for s in mine if patched & set(s.functions)]
+            if "fexit" not in names:
+                continue
+            assert names.index("fentry") < names.index("fexit")
+            # For which the first would be refused.
+            (at,) = {f for s in mine for f in s.functions}
+            assert not [s for s in attaches if s.attacher[:6] == "direct" and at in s.functions]
+
+
 def test_as_a_set() -> None:
     assert catalogue.select(["soak"]) == ALL
     assert not {s.name for s in ALL} & {s.name for s in catalogue.everything()}
