@@ -16,8 +16,8 @@ from dataclasses import replace
 from harness.arch import X86_64
 
 from . import check
+from .races import OFF_ON, cycle
 from .steps import (
-    FTRACE_ENABLED,
     Attach,
     Detach,
     Disable,
@@ -30,7 +30,6 @@ from .steps import (
     Stirrer,
     TraceAll,
     Unload,
-    Write,
 )
 from .stir import PATCHES, ROUNDS
 
@@ -59,13 +58,9 @@ _WIDE_US = 2000
 _BESIDE = "function-tracer"
 
 
-def _cycle(name: str, *steps: Step | TraceAll) -> Stirrer:
-    return Stirrer(name, steps)
-
-
 def _on_and_off(attacher: str, function: str) -> Stirrer:
     """Attached and detached, over and over."""
-    return _cycle(attacher, Attach("s", attacher, (function,)), Detach("s"))
+    return cycle(attacher, Attach("s", attacher, (function,)), Detach("s"))
 
 
 def _anchor(tracer: str) -> Attach:
@@ -74,7 +69,7 @@ def _anchor(tracer: str) -> Attach:
 
 def _toggle(function: str, tracer: str = _BESIDE) -> Stirrer:
     """The tracer goes to the function and leaves it; it never stops."""
-    return _cycle(tracer, Attach("t", tracer, (function,)), Detach("t"))
+    return cycle(tracer, Attach("t", tracer, (function,)), Detach("t"))
 
 
 def _trace_all(name: str, tracer: str) -> Stirrer:
@@ -170,7 +165,7 @@ def _direct() -> Iterator[Scenario]:
     for function in (HOT, CMDLINE):
         # Only one that agrees to share may be beside a livepatch.
         for stays, attacher in (("livepatch", "direct-share"), ("ops", "direct")):
-            stirrer = _cycle(
+            stirrer = cycle(
                 attacher,
                 Attach("s", attacher, (function,)),
                 Modify("s", 1),
@@ -178,7 +173,7 @@ def _direct() -> Iterator[Scenario]:
                 Detach("s"),
             )
             yield _scenario(f"direct/{stays}", (_stay(stays, function),), (stirrer,), function)
-        modify = _cycle("modify", Modify("d", 1), Modify("d", 0))
+        modify = cycle("modify", Modify("d", 1), Modify("d", 0))
         yield _scenario(
             "direct-modify/direct", (Attach("d", "direct", (function,)),), (modify,), function
         )
@@ -194,12 +189,12 @@ def _direct() -> Iterator[Scenario]:
 
 
 def _patch(function: str) -> Stirrer:
-    return _cycle("livepatch", Attach("p", "livepatch", (function,)), Detach("p"))
+    return cycle("livepatch", Attach("p", "livepatch", (function,)), Detach("p"))
 
 
 def _reversal(function: str) -> Stirrer:
     """A transition is turned back before it has ended."""
-    return _cycle(
+    return cycle(
         "reversal",
         Attach("r", "livepatch", (function,), wait=False),
         Disable("r", wait=False),
@@ -207,13 +202,13 @@ def _reversal(function: str) -> Stirrer:
     )
 
 
-def _replacing(function: str, other: str = "p") -> Stirrer:
+def replacing(*functions: str, other: str = "p") -> Stirrer:
     """What stays is replaced by another and replaces that again: one of them is always there."""
-    return _cycle(
+    return cycle(
         "replace",
-        Attach(other, "livepatch-replace", (function,)),
+        Attach(other, "livepatch-replace", functions),
         Detach("stays"),
-        Attach("stays", "livepatch-replace", (function,)),
+        Attach("stays", "livepatch-replace", functions),
         Detach(other),
     )
 
@@ -236,19 +231,18 @@ def _slow() -> Iterator[Scenario]:
                 function,
                 _ROUNDS,
             )
-        off_on = _cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1"))
         yield _scenario(
-            f"ftrace_enabled/{stays}", there, (_toggle(function), off_on), function, _ROUNDS
+            f"ftrace_enabled/{stays}", there, (_toggle(function), OFF_ON), function, _ROUNDS
         )
         if stays == "livepatch":
             yield _scenario(
                 "replace/livepatch",
                 (_anchor(_BESIDE), _stay("livepatch-replace", function)),
-                (_toggle(function), _replacing(function)),
+                (_toggle(function), replacing(function)),
                 function,
                 _ROUNDS,
             )
-    module = _cycle("module", Unload(), Load())
+    module = cycle("module", Unload(), Load())
     for kept in (_stay("livepatch", CMDLINE, "cohabit_f1"), _stay("fentry", CMDLINE)):
         yield _scenario(
             f"module/{kept.attacher}",

@@ -55,6 +55,9 @@ def cycle(name: str, *steps: Step | TraceAll) -> Stirrer:
     return Stirrer(name, steps)
 
 
+OFF_ON = cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1"))
+
+
 def toggle(attacher: str, *functions: str, number: int = 0) -> Stirrer:
     """It comes and goes; ``number`` tells several of a kind apart."""
     name = f"{attacher}-{number}" if number else attacher
@@ -294,7 +297,7 @@ def scenarios() -> tuple[Scenario, ...]:
         scenario(
             "races/ftrace_enabled",
             (
-                cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1")),
+                OFF_ON,
                 toggle("function-tracer", HOT),
                 *_several("ops", HOT, CMDLINE),
                 toggle("kprobe", HOT),

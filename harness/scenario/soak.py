@@ -11,20 +11,18 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from .races import CMDLINE, HOT, VERSION, cycle, scenario, toggle, turned
+from .consistency import replacing
+from .races import CMDLINE, HOT, OFF_ON, VERSION, cycle, scenario, toggle, turned
 from .steps import (
-    FTRACE_ENABLED,
     Attach,
     Detach,
     Hammer,
     Load,
     Modify,
     Scenario,
-    Step,
     Stirrer,
     TraceAll,
     Unload,
-    Write,
 )
 
 _READ = (Hammer(CMDLINE, "kernel"), Hammer(CMDLINE, "user"))
@@ -35,21 +33,9 @@ _SECONDS, _LIMIT = 1800, 2400
 #: How much longer a tracer of all functions rests than it takes.
 _REST = 2
 
-_OFF_ON = cycle("ftrace_enabled", Write(FTRACE_ENABLED, "0"), Write(FTRACE_ENABLED, "1"))
-
 
 def _stay(attacher: str, *functions: str) -> Attach:
     return Attach("stays", attacher, functions)
-
-
-def _replaced(*functions: str) -> tuple[Step, ...]:
-    """What stays is replaced by another and replaces that again."""
-    return (
-        Attach("next", "livepatch-replace", functions),
-        Detach("stays"),
-        _stay("livepatch-replace", *functions),
-        Detach("next"),
-    )
 
 
 def _livepatches(*functions: str) -> Stirrer:
@@ -58,7 +44,7 @@ def _livepatches(*functions: str) -> Stirrer:
         "livepatch",
         *toggle("livepatch", *functions).steps,
         *turned(*functions).steps,
-        *_replaced(*functions),
+        *replacing(*functions, other="next").steps,
     )
 
 
@@ -103,7 +89,7 @@ def scenarios() -> tuple[Scenario, ...]:
             _modified(HOT),
             toggle("fentry", CMDLINE),
             toggle("fexit", CMDLINE),
-            _OFF_ON,
+            OFF_ON,
             _livepatches(HOT),
         ),
         (Hammer(HOT, "kernel"), *_READ),
@@ -128,7 +114,7 @@ def scenarios() -> tuple[Scenario, ...]:
             toggle("kprobe", CMDLINE),
             _modified(VERSION),
             _PROGRAMS,
-            _OFF_ON,
+            OFF_ON,
             _livepatches(CMDLINE, "cohabit_f1"),
             cycle("module", Unload(), Load()),
         ),
